@@ -102,6 +102,7 @@ _DRAIN_SECONDS = 2.0  # the same by the clock
 _STOP_SECONDS = 1.0  # what answers under way are given when the server stops
 _GLANCE_SECONDS = 1.0  # what /version and /health wait for a source that has never answered
 _PAUSE_SECONDS = 0.1  # no accept for so long when descriptors have run out: no spinning
+_MAX_SECONDS = 86400.0  # of max_age and timeout, the latter travels as 32-bit milliseconds
 _REPORT_SECONDS = 10.0  # the same trouble is logged no oftener: clients cannot fill a disk
 _MAX_CONNECTIONS = 4096  # default of max_connections; an idle one costs about 2 KB
 _BACKLOG = 1024  # a burst of 1,000 connections is answered in 31 ms; with 128 it takes a second
@@ -113,7 +114,7 @@ _PAGE_CACHE_BYTES = 32 * 1024 * 1024  # encoded pages kept with one state
 _GZIP_BYTES = 1024  # smaller bodies fit into one packet anyway
 _ASKED_ENTRIES = 1024  # answers of a source that are kept: one a table's page, at most
 _STATE_BYTES = 64 * 1024 * 1024  # a state file: 5,000 tables x 64 partitions x 3 replicas
-_FRAME_BYTES = 256 * 1024 * 1024  # an RPC answer: 500,000 partitions
+_FRAME_BYTES = 64 * 1024 * 1024  # an RPC answer: a table of 250,000 partitions
 _BATCH = 64  # RPC requests under way at once: 8 KB, which fits every socket buffer
 _MAX_HOPS = 3  # forward addresses followed: the named leader may have lost its lease since
 _SOURCE_IDLE_SECONDS = 30.0  # an unused connection to a meta server is closed after so long
@@ -162,9 +163,15 @@ def _wrong(where: str, expected: str, got: object) -> ValueError:
     return ValueError("%s: expected %s, got %s" % (where, expected, shown))
 
 
-def _check_count(value: object, where: str, most: int = 2**31 - 1) -> None:
-    if type(value) is not int or not 0 <= value <= most:
-        raise _wrong(where, "a whole number from 0 to %d" % most, value)
+def _check_count(value: object, where: str, most: int = 2**31 - 1, least: int = 0) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise _wrong(where, "a whole number from %d to %d" % (least, most), value)
+
+
+def _check_seconds(value: object, where: str, least: float = 0.0) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not least <= value <= _MAX_SECONDS:  # type: ignore[operator]
+        raise _wrong(where, "seconds from %g to %g" % (least, _MAX_SECONDS), value)
 
 
 def _check_text(value: object, where: str) -> None:
@@ -1871,6 +1878,10 @@ class _CallableSource(_Source):
         return self._function(), time.monotonic() + self._max_age
 
 
+def _as_source(source: Any, max_age: float) -> _Source:
+    return source if isinstance(source, _Source) else _CallableSource(source, max_age)
+
+
 class _Known(NamedTuple):
     """The last answer of a source."""
 
@@ -1886,6 +1897,7 @@ class _Asker:
         self.known: Dict[_Needs, _Known] = {}
         self.last: _State = None
         self._server = server
+        self.asked_at: Dict[_Needs, float] = {}  # when what is under way was first asked for
         self._wanted: Dict[_Needs, List[Callable[[_State], None]]] = {}
         self._condition = threading.Condition()
         self._thread: Optional[threading.Thread] = None
@@ -1895,6 +1907,7 @@ class _Asker:
         """Have `done` called with the next state, on the asking thread. From any thread."""
         with self._condition:
             waiting = self._wanted.setdefault(needs, [])
+            self.asked_at.setdefault(needs, time.monotonic())
             if done is not None:
                 waiting.append(done)
             if self._thread is None:
@@ -1940,6 +1953,7 @@ class _Asker:
             self.known[needs] = _Known(state, until)
             self.last = state
             waiting = self._wanted.pop(needs)
+            self.asked_at.pop(needs)
         self._server.counters.refreshes += 1
         for done in waiting:
             done(state)
@@ -2011,18 +2025,16 @@ class StatusServer:
         """Keep the settings."""
         _check_choice(role, "role", _BOTH)
         _check_count(port, "port", 65535)
+        _check_count(max_connections, "max_connections", least=1)
+        _check_seconds(timeout, "timeout", 0.001)
+        _check_seconds(max_age, "max_age")
         self._host, self._port = host, port
         self._site = _Site(role, version, git_commit, flat, compress, _join(host, port))
         self._timeout, self._max_connections = timeout, max_connections
         self._access_log = access_log
-        self._state: _State = None
-        self._source: Optional[_Source] = None
-        if isinstance(source, _Source):
-            self._source = source
-        elif callable(source):
-            self._source = _CallableSource(source, max_age)
-        elif source is not None:
-            self._state = _check_state(source)
+        asked = callable(source) or isinstance(source, _Source)
+        self._source = _as_source(source, max_age) if asked else None
+        self._state: _State = None if asked or source is None else _check_state(source)
         self._asker = None if self._source is None else _Asker(self._source, self)
         self._memo: Dict[bytes, bytes] = {}
         self._reported: Dict[str, float] = {}
@@ -2129,7 +2141,8 @@ class StatusServer:
             return True, asker.last, math.inf
         known = asker.known.get(needs)
         if known is None:
-            return False, None, 0.0
+            late = time.monotonic() - asker.asked_at.get(needs, math.inf) > _GLANCE_SECONDS
+            return late and not call.route.waits, None, 0.0
         if known.until <= time.monotonic():
             if call.route.waits:
                 return False, None, 0.0
@@ -2537,8 +2550,12 @@ def _read_text_map(data: bytes, at: int) -> Tuple[Dict[str, str], int]:
     return values, at
 
 
-def _struct_of(fields: Mapping[Tuple[int, int], Tuple[str, _Reader]]) -> _Reader:
-    """Reads a struct into a dict. fields: (type, id) -> (name, reader)."""
+def _struct_of(
+    fields: Mapping[Tuple[int, int], Tuple[str, _Reader]], required: Iterable[str] = ()
+) -> _Reader:
+    """Reads a struct into a dict. fields: (type, id) -> (name, reader). A struct without what is
+    required ends the decoding at once: a list of a million empty ones costs nothing."""
+    needed = frozenset(required)
     by_tag = {struct.pack(">bh", *key): field for key, field in fields.items()}
 
     def read_struct(data: bytes, at: int) -> Tuple[Dict[str, Any], int]:
@@ -2550,6 +2567,8 @@ def _struct_of(fields: Mapping[Tuple[int, int], Tuple[str, _Reader]]) -> _Reader
                 name, read = field
                 values[name], at = read(data, at + 3)
             elif tag[:1] == _STOP:
+                if not needed <= values.keys():
+                    raise _WireError("no " + ", ".join(sorted(needed - values.keys())))
                 return values, at + 1
             else:
                 at = _skip(data, at)
@@ -2590,7 +2609,7 @@ _APP_INFO = _struct_of({
     (10, 9): ("expire_second", _read_i64),
     (10, 10): ("create_second", _read_i64),
     (10, 11): ("drop_second", _read_i64),
-})  # fmt: skip
+}, required=("status", "app_name", "app_id"))  # fmt: skip
 _PARTITION = _struct_of({
     (12, 1): ("pid", _read_i64),
     (10, 2): ("ballot", _read_i64),
@@ -2604,11 +2623,52 @@ _PARTITION = _struct_of({
     (15, 10): ("hp_secondaries", _list_of(_STRUCT, _read_host_port)),
     (15, 11): ("hp_last_drops", _list_of(_STRUCT, _read_host_port)),
 })  # fmt: skip
+# The fields that every server since 1.11 sends first and in this order, but for the two lists.
+_USUAL = (
+    struct.Struct(">3sq3sq3si3s8s3sbi"),  # pid, ballot, max_replica_count, primary, secondaries
+    struct.Struct(">3sbi"),  # last_drops
+    struct.Struct(">3sq3si"),  # last_committed_decree, partition_flags
+)
+_USUAL_TAGS = tuple(
+    struct.pack(">bh", *tag)
+    for tag in ((12, 1), (10, 2), (8, 3), (12, 4), (15, 5), (15, 6), (10, 7), (8, 8))
+)
+
+
+def _read_usual(data: bytes, at: int) -> Optional[Tuple[Dict[str, Any], int]]:
+    """The fields of a partition_configuration, eight of them in three steps, which saves a
+    quarter of the time (measured); None for any other order, or one that is cut off."""
+    first, second, third = _USUAL
+    try:
+        t1, _, t2, ballot, t3, most, t4, primary, t5, kind, count = first.unpack_from(data, at)
+        listed = at + first.size
+        at = listed + 8 * count
+        t6, drops_kind, drops = second.unpack_from(data, at)
+        at += second.size + 8 * drops
+        t7, _, t8, _ = third.unpack_from(data, at)
+    except struct.error:
+        return None
+    usual = (t1, t2, t3, t4, t5, t6, t7, t8) == _USUAL_TAGS and kind == drops_kind == _STRUCT
+    if not usual or count < 0 or drops < 0:
+        return None
+    values, at = _PARTITION(data, at + third.size)
+    values.update(ballot=ballot, max_replica_count=most, primary=primary)
+    values["secondaries"] = data[listed : listed + 8 * count]
+    return values, at
+
+
+def _read_partition(data: bytes, at: int) -> Tuple[Dict[str, Any], int]:
+    values, at = _read_usual(data, at) or _PARTITION(data, at)
+    if "ballot" not in values:
+        raise _WireError("a partition without ballot")
+    return values, at
+
+
 _NODE_INFO = _struct_of({
     (8, 1): ("status", _read_i32),
     (12, 2): ("node", _read_address),
     (12, 3): ("hp_node", _read_host_port),
-})  # fmt: skip
+}, required=("status", "node"))  # fmt: skip
 _RESULT = {(12, 1): ("err", _read_text)}
 _LIST_APPS_RESULT = _struct_of(
     {**_RESULT, (15, 2): ("infos", _list_of(_STRUCT, _APP_INFO)), (11, 3): ("hint", _read_text)}
@@ -2618,7 +2678,7 @@ _TEXTS = _list_of(11, _read_text)
 _CLUSTER_INFO_RESULT = _struct_of(
     {**_RESULT, (15, 2): ("keys", _TEXTS), (15, 3): ("values", _TEXTS)}
 )
-_PARTITIONS = _list_of(_STRUCT, _PARTITION)
+_PARTITIONS = _list_of(_STRUCT, _read_partition)
 _QUERY_RESULT = _struct_of(
     {**_RESULT, (8, 2): ("app_id", _read_i32), (15, 5): ("partitions", _PARTITIONS)}
 )
@@ -2869,7 +2929,7 @@ class _Channel:
         """A silent server may be waiting for a line of HTTP: end our side and see what it says."""
         try:
             self._socket.shutdown(socket.SHUT_WR)
-            self._socket.settimeout(0.2)
+            self._socket.settimeout(0.05 * self._timeout_ms / 1000)
             data = self._socket.recv(512)
         except OSError:
             return
@@ -2916,8 +2976,9 @@ class LiveCluster(_Source):
     max_age: seconds for which an answer of the meta servers is used before they are asked again.
 
     Give it to `StatusServer` as its source: each page then asks only for what it shows. Calling it
-    returns the whole `Cluster`, and raises PageError when that is not to be had. ValueError for a
-    bad address. Thread-safe; one connection, kept and reused; one caller at a time gets through.
+    returns the whole `Cluster`, and raises PageError when that is not to be had; `rest` closes the
+    connection that is kept for the next call. ValueError for a bad address or time. Thread-safe;
+    one caller at a time gets through.
     """
 
     def __init__(
@@ -2933,6 +2994,8 @@ class LiveCluster(_Source):
         self._meta_servers = [address.strip() for address in meta_servers]
         for address in self._meta_servers or [""]:
             _check_address(address, "meta servers " + ",".join(self._meta_servers))
+        _check_seconds(timeout, "timeout", 0.001)
+        _check_seconds(max_age, "max_age")
         self._timeout, self._max_age = timeout, max_age
         self._lock = threading.Lock()
         self._channel: Optional[_Channel] = None
@@ -3205,18 +3268,7 @@ def _parser() -> "argparse.ArgumentParser":
     add("--max-connections", metavar="N", type=int, default=_MAX_CONNECTIONS,
         help="at once (default %(default)s)")  # fmt: skip
     add("--no-gzip", action="store_true", help="never compress")
-    group = parser.add_argument_group(
-        "source of the meta pages", "one of these; none: a built-in sample"
-    )
-    add = group.add_mutually_exclusive_group().add_argument
-    add("--cluster", metavar="H:P[,H:P...]", help="meta servers of a running cluster")
-    add("--state", metavar="FILE", help="a saved state, - for standard input; SIGHUP reloads it")
-    add("--standby-of", metavar="H:P", help="be a standby that redirects to this primary")
-    add = group.add_argument
-    add("--max-age", metavar="S", type=float, default=1.0,
-        help="seconds before a source is asked again (default %(default)s)")  # fmt: skip
-    add("--timeout", metavar="S", type=float, default=5.0,
-        help="seconds a page waits for its source (default %(default)s)")  # fmt: skip
+    _add_sources(parser)
     add = parser.add_argument_group("instead of serving").add_argument
     add("--dump", action="store_true", help="print the state as JSON, for --state")
     add("--check", action="store_true", help="exit 0 if the source gives a good state, else 1")
@@ -3230,6 +3282,21 @@ def _parser() -> "argparse.ArgumentParser":
     return parser
 
 
+def _add_sources(parser: "argparse.ArgumentParser") -> None:
+    group = parser.add_argument_group(
+        "source of the meta pages", "one of these; none: a built-in sample"
+    )
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--cluster", metavar="H:P[,H:P...]", help="meta servers of a running cluster")
+    add("--state", metavar="FILE", help="a saved state, - for standard input; SIGHUP reloads it")
+    add("--standby-of", metavar="H:P", help="be a standby that redirects to this primary")
+    add = group.add_argument
+    add("--max-age", metavar="S", type=float, default=1.0,
+        help="seconds before a source is asked again (default %(default)s)")  # fmt: skip
+    add("--timeout", metavar="S", type=float, default=5.0,
+        help="seconds a page waits for its source (default %(default)s)")  # fmt: skip
+
+
 def _options(argv: Optional[Sequence[str]]) -> "argparse.Namespace":
     """The command line, checked: SystemExit with code 2 and one line where it is wrong."""
     parser = _parser()
@@ -3239,11 +3306,12 @@ def _options(argv: Optional[Sequence[str]]) -> "argparse.Namespace":
         parser.error("--role is needed: meta or replica")
     if options.role == "replica" and (options.cluster or options.state or options.standby_of):
         parser.error("a replica server has no meta pages: --role meta goes with a source")
-    if options.max_connections < 1 or options.max_age < 0 or not options.timeout > 0:
-        parser.error("--max-connections and --timeout must be positive, --max-age not negative")
     default = "127.0.0.1:34801" if options.role == "replica" else "127.0.0.1:34601"
     try:
         options.listen = _listen_address(options.listen or default)
+        _check_count(options.max_connections, "--max-connections", least=1)
+        _check_seconds(options.timeout, "--timeout", 0.001)
+        _check_seconds(options.max_age, "--max-age")
         if options.cluster is not None:
             settings = {"timeout": options.timeout, "max_age": options.max_age}
             options.cluster = LiveCluster(options.cluster, **settings)
