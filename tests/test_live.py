@@ -271,7 +271,7 @@ def test_example_answers_decode(name, decode):
     """Made by yet another encoder, from the interface files."""
     with open(os.path.join(EXAMPLES, name + ".bin"), "rb") as file:
         data = file.read()
-    assert getattr(ph, decode)(data, ph._read_answer(data).body)
+    assert getattr(ph, decode)(data, ph._read_reply(data).body)
 
 
 def old_world():
@@ -1013,7 +1013,7 @@ DECODERS = {LIST_APPS: "_decode_apps", LIST_NODES: "_decode_nodes", CLUSTER_INFO
 def decoded(code, frame):
     """What the codec makes of a frame; anything but its own three errors fails the test."""
     try:
-        answer = ph._guarded(lambda data, at: ph._read_answer(data))(frame, 0)
+        answer = ph._guarded(lambda data, at: ph._read_reply(data))(frame, 0)
         return getattr(ph, DECODERS[code])(frame, answer.body)
     except (ph._WireError, ph._NotPrimary, ph._Refused) as error:
         return error

@@ -1,0 +1,704 @@
+"""Slow, silent, rude and greedy clients, exhausted resources, and what must not be injected."""
+
+import contextlib
+import json
+import os
+import pickle
+import resource
+import select
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+
+import pytest
+
+import pegasus_http as ph
+from soak import RESET, Slow, figures
+from support import PATIENCE, Client, cluster, environment, get, running, wait_until
+
+LATENCY = 5.0  # seconds: any single answer for a good client; far above what a busy machine needs
+MEBIBYTES = 60.0  # what a crowd of hostile clients may cost at its peak
+NEVER = 1000.0
+GOOD = b"GET /version HTTP/1.1\r\nHost: test\r\n\r\n"
+HALF = GOOD[:-2]
+BIG = b"GET /meta/apps?detail HTTP/1.1\r\nHost: test\r\n\r\n"
+
+needs_proc = pytest.mark.skipif(
+    not os.path.isdir("/proc/self/fd"), reason="memory and descriptors are read in /proc")
+
+
+def descriptors():
+    return len(os.listdir("/dev/fd"))
+
+
+def threads():
+    return {thread.ident for thread in threading.enumerate()}
+
+
+def ask(client):
+    """One answer for a good client; how long it took."""
+    began = time.monotonic()
+    client.send(GOOD)
+    assert client.answer().status == 200
+    return time.monotonic() - began
+
+
+def settle(bystander, rounds=2):
+    """Answers on another connection: the one loop has read by then what was sent before."""
+    return max(ask(bystander) for _ in range(rounds))
+
+
+def reset(client):
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    client.sock.close()
+
+
+def room(wanted):
+    """How many of `wanted` connections this process may open; raises its limit if it can."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = wanted + 200
+    if soft != resource.RLIM_INFINITY and soft < need:
+        soft = need if hard == resource.RLIM_INFINITY else min(hard, need)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < need:
+            print("scaled to %d clients: only %d descriptors are allowed" % (soft - 200, soft))
+            return soft - 200
+    return wanted
+
+
+@pytest.fixture
+def meta(monkeypatch):
+    """A server without deadlines: a test sets the one that it is about."""
+    for name in ("_HEAD_SECONDS", "_IDLE_SECONDS", "_WRITE_SECONDS"):
+        monkeypatch.setattr(ph, name, NEVER)
+    with ph.StatusServer(cluster(tables=1000, partitions=4), role="meta") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def state_file(tmp_path_factory):
+    """A state whose page /meta/apps?detail has 300 KB and more."""
+    row = {"ballot": 3, "max_replica_count": 3, "primary": "10.0.0.1:34801", "secondaries": []}
+    apps = [{
+        "app_id": n, "app_name": "table%d" % n, "status": "AVAILABLE", "app_type": "pegasus",
+        "partition_count": 1, "is_stateful": True, "max_replica_count": 3, "envs": {},
+        "create_second": 1564466666, "drop_second": 0, "expire_second": 0, "partitions": [row],
+    } for n in range(1, 1001)]
+    info = {
+        "meta_servers": "10.0.0.1:34601", "primary_meta_server": "10.0.0.1:34601",
+        "zookeeper_hosts": "127.0.0.1:2181", "zookeeper_root": "/pegasus/test",
+        "meta_function_level": "lively",
+        "balance_operation_count": "move_pri=0,copy_pri=0,copy_sec=0,total=0",
+        "primary_replica_count_stddev": "0.00", "total_replica_count_stddev": "0.00",
+    }
+    nodes = [{"address": "10.0.0.1:34801", "status": "ALIVE"}]
+    path = tmp_path_factory.mktemp("state") / "big.json"
+    path.write_text(json.dumps({"apps": apps, "nodes": nodes, "cluster_info": info}))
+    return str(path)
+
+
+# Deadlines: by the clock, from the first byte, whatever trickles in
+
+def trickle(client, byte, seconds=0.02):
+    """Send `byte` again and again until the server has something to say; what comes until the end.
+
+    A reset may overtake the answer when a byte arrives after the close; b"" then.
+    """
+    end = time.monotonic() + PATIENCE
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while not select.select([client.sock], [], [], seconds)[0]:
+            assert time.monotonic() < end, "the server never ends it"
+            client.send(byte)
+    return client.rest()
+
+
+@pytest.mark.parametrize("first", [
+    pytest.param(b"G", id="request-line"),
+    pytest.param(b"GET /version HTTP/1.1\r\nX-A: ", id="field"),
+    pytest.param(GOOD + b"G", id="second-request"),
+])
+def test_a_head_that_never_ends_is_ended_by_the_clock(meta, monkeypatch, first):
+    monkeypatch.setattr(ph, "_HEAD_SECONDS", 0.5)
+    with Client(meta.port) as client:
+        began = time.monotonic()
+        client.send(first)
+        if first.startswith(GOOD):
+            assert client.answer().status == 200
+        left = trickle(client, b"a")
+        assert time.monotonic() - began >= 0.4
+        assert left.startswith(b"HTTP/1.1 408 ") or left == b"", left
+
+
+def test_a_head_that_stops_is_answered_408(meta, monkeypatch):
+    monkeypatch.setattr(ph, "_HEAD_SECONDS", 0.3)
+    with Client(meta.port) as client:
+        client.send(HALF)
+        answer = client.answer()
+        assert (answer.status, answer.json["error"]) == (408, "ERR_TIMEOUT")
+        assert answer.headers["connection"] == "close"
+        assert client.closed()
+
+
+def test_a_slow_head_within_the_deadline_is_answered(meta):
+    with Client(meta.port) as client, Client(meta.port) as bystander:
+        for byte in GOOD:
+            client.send(bytes([byte]))
+            settle(bystander)
+        assert client.answer().status == 200
+
+
+@pytest.mark.parametrize("first", [
+    pytest.param(b"", id="no-byte"),
+    pytest.param(GOOD, id="after-an-answer"),
+])
+def test_an_idle_connection_is_closed_without_a_word(meta, monkeypatch, first):
+    monkeypatch.setattr(ph, "_IDLE_SECONDS", 0.4)
+    with Client(meta.port) as client:
+        began = time.monotonic()
+        client.send(first)
+        if first:
+            assert client.answer().status == 200
+        assert client.closed()
+        assert time.monotonic() - began >= 0.3
+
+
+def test_blank_lines_for_ever_are_ended(meta, monkeypatch):
+    monkeypatch.setattr(ph, "_HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(ph, "_IDLE_SECONDS", 0.5)
+    with Client(meta.port) as client:
+        left = trickle(client, b"\r\n")
+        assert left[:9] in (b"", b"HTTP/1.1 "), left
+
+
+def test_an_answer_that_nobody_reads_is_given_up(meta, monkeypatch):
+    monkeypatch.setattr(ph, "_WRITE_SECONDS", 0.3)
+    with Client(meta.port) as bystander:
+        settle(bystander)
+        before = descriptors()
+        with Slow(meta.port, BIG * 10) as client:
+            settle(bystander)
+            wait_until(lambda: descriptors() <= before + 1, "the server closes its end")
+            client.sock.settimeout(PATIENCE)
+            assert len(client.rest()) < 10 * 300000
+
+
+def test_a_reader_of_a_byte_at_a_time_is_given_up(meta, monkeypatch):
+    monkeypatch.setattr(ph, "_WRITE_SECONDS", 0.5)
+
+    def read_one():
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            client.sock.recv(1)
+        return descriptors() <= before + 1
+
+    with Client(meta.port) as bystander:
+        settle(bystander)
+        before = descriptors()
+        with Slow(meta.port, BIG * 10) as client:
+            settle(bystander)
+            wait_until(read_one, "the server closes its end")
+
+
+def test_a_slow_reader_within_the_deadline_gets_every_byte(meta):
+    expected = get(meta.port, "/meta/apps?detail").body
+    with Slow(meta.port, BIG * 3) as client, Client(meta.port) as bystander:
+        settle(bystander, 20)
+        client.sock.settimeout(PATIENCE)
+        assert [client.answer().body == expected for _ in range(3)] == [True] * 3
+
+
+# Rude clients, one at a time
+
+STAGES = {
+    "connected": b"",
+    "a-byte": b"G",
+    "half-a-head": HALF,
+    "request": GOOD,
+    "two-requests": GOOD * 2,
+    "big-answer": BIG * 20,
+    "body": b"GET /version HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc",
+    "error": b"\0",
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("read", [False, True], ids=["unread", "half-read"])
+def test_reset_at_each_stage(meta, stage, read):
+    with Client(meta.port) as bystander:
+        settle(bystander)
+        before, running_before = descriptors(), threads()
+        for _ in range(20):
+            client = Client(meta.port)
+            client.send(STAGES[stage])
+            settle(bystander)
+            if read and stage in ("request", "two-requests", "big-answer", "body", "error"):
+                client.sock.recv(10)
+            reset(client)
+        settle(bystander)
+        wait_until(lambda: descriptors() <= before, "every connection is given back")
+        assert threads() == running_before
+
+
+def test_a_tls_client_is_told_at_once(meta):
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    hello = context.wrap_bio(incoming, outgoing, server_hostname="test.example")
+    with pytest.raises(ssl.SSLWantReadError):
+        hello.do_handshake()
+    with Client(meta.port) as client:
+        client.send(outgoing.read())
+        answer = client.answer()
+        assert (answer.status, answer.json["error"]) == (400, "ERR_INVALID_DATA")
+        assert client.closed()
+
+
+@needs_proc
+def test_rude_clients_do_not_fill_the_log(state_file):
+    with running("--role", "meta", "--state", state_file) as (process, port):
+        with Client(port) as bystander:
+            for _ in range(25):
+                for data in STAGES.values():
+                    client = Client(port)
+                    client.send(data)
+                    reset(client)
+                    settle(bystander, 1)
+            assert get(port, "/nosuch").status == 404
+        process.terminate()
+        _, log = process.communicate(timeout=PATIENCE)
+        assert log == ""
+
+
+# Crowds: a thousand at once
+
+class Crowd:
+    """Many clients of one kind; `turn` is what each does between two requests of a good client."""
+
+    def __init__(self, count, port, first=b"", small=False):
+        self.clients = [Slow(port, first) if small else Client(port) for _ in range(count)]
+        for client in self.clients:
+            client.sock.setblocking(False)
+            if not small:
+                client.send(first)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        for client in self.clients:
+            client.sock.close()
+
+    def turn(self, act):
+        for client in self.clients:
+            with contextlib.suppress(OSError):
+                act(client)
+
+
+KINDS = {
+    "silent": (b"", False, None),
+    "half-a-head": (HALF, False, None),
+    "a-byte-at-a-time": (b"G", False, lambda client: client.send(b"a")),
+    "never-reads": (BIG, True, None),
+    "reads-a-byte-at-a-time": (BIG, True, lambda client: client.sock.recv(1)),
+    "half-closes": (HALF, False, lambda client: client.sock.shutdown(socket.SHUT_WR)),
+    "resets": (GOOD, False, reset),
+    "tls": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", False, None),
+}
+
+
+@needs_proc
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_thousand_at_once(state_file, kind):
+    first, small, act = KINDS[kind]
+    count = room(1000)
+    with running("--role", "meta", "--state", state_file) as (process, port):
+        with Client(port) as good:
+            good.send(BIG)
+            assert len(good.answer().body) > 300000
+            before = figures(process.pid)
+            with Crowd(count, port, first, small) as crowd:
+                for _ in range(3):
+                    assert settle(good, 20) < LATENCY
+                    if act:
+                        crowd.turn(act)
+                with Client(port) as newcomer:
+                    assert ask(newcomer) < LATENCY
+                during = figures(process.pid)
+                assert during.threads == before.threads
+                assert during.peak - before.peak < MEBIBYTES, (before, during)
+            wait_until(lambda: figures(process.pid).descriptors <= before.descriptors,
+                       "every connection is given back")
+            after = figures(process.pid)
+            assert after.resident - before.resident < MEBIBYTES / 2, (before, after)
+            assert ask(good) < LATENCY
+
+
+@needs_proc
+def test_back_pressure(state_file):
+    with running("--role", "meta", "--state", state_file) as (process, port):
+        with Client(port) as good:
+            good.send(BIG)
+            expected = good.answer().body
+            before = figures(process.pid)
+            with Crowd(50, port, BIG * 100, small=True) as crowd:
+                assert settle(good, 200) < LATENCY
+                during = figures(process.pid)
+                assert during.peak - before.peak < MEBIBYTES, (before, during)
+                reader = crowd.clients[0]
+                reader.sock.settimeout(PATIENCE)
+                assert [reader.answer().body == expected for _ in range(5)] == [True] * 5
+            wait_until(lambda: figures(process.pid).descriptors <= before.descriptors,
+                       "every connection is given back")
+
+
+def test_all_pipelined_answers_come_once_they_are_read(meta):
+    with Slow(meta.port, (BIG + GOOD) * 10) as client, Client(meta.port) as bystander:
+        settle(bystander, 20)
+        client.sock.settimeout(PATIENCE)
+        for _ in range(10):
+            assert "general_info" in client.answer().json
+            assert "Version" in client.answer().json
+
+
+# Exhaustion: connections, descriptors, caches
+
+@pytest.fixture
+def small(monkeypatch):
+    for name in ("_HEAD_SECONDS", "_IDLE_SECONDS"):
+        monkeypatch.setattr(ph, name, NEVER)
+    with ph.StatusServer(cluster(), role="meta", max_connections=5) as server:
+        yield server
+
+
+def opened(stack, port, data=b""):
+    client = stack.enter_context(Client(port))
+    client.send(data)
+    return client
+
+
+def test_over_the_limit_the_longest_idle_connection_goes(small):
+    with contextlib.ExitStack() as stack:
+        clients = [opened(stack, small.port) for _ in range(5)]
+        for client in clients:
+            ask(client)
+        ask(clients[0])  # so that the second is now the longest idle
+        for gone in (clients[1], clients[2]):
+            ask(opened(stack, small.port))
+            assert gone.closed()
+        for client in (clients[0], clients[3], clients[4]):
+            ask(client)
+
+
+def test_over_the_limit_with_all_at_work_503(small):
+    with contextlib.ExitStack() as stack:
+        busy = [opened(stack, small.port, GOOD + HALF) for _ in range(5)]
+        for client in busy:
+            assert client.answer().status == 200
+        for _ in range(20):
+            with Client(small.port) as refused:
+                with contextlib.suppress(ConnectionError):
+                    refused.send(GOOD)
+                answer = refused.answer()
+                assert (answer.status, answer.json["error"]) == (503, "ERR_BUSY")
+                assert int(answer.headers["retry-after"]) >= 1
+                assert answer.headers["connection"] == "close"
+                assert refused.closed()
+        for client in busy:
+            client.send(b"\r\n")
+            assert client.answer().status == 200
+        ask(opened(stack, small.port))
+
+
+def test_the_limit_counts_what_is_open_not_what_was(small):
+    before = descriptors()
+    for _ in range(50):
+        with Client(small.port) as client:
+            ask(client)
+    wait_until(lambda: descriptors() <= before, "every connection is given back")
+    with contextlib.ExitStack() as stack:
+        clients = [opened(stack, small.port) for _ in range(5)]
+        for client in clients * 2:
+            ask(client)
+
+
+FEW = """
+import resource, sys
+import pegasus_http as ph
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+sys.exit(ph.main(sys.argv[1:]))
+"""
+
+
+def processor_seconds(pid):
+    with open("/proc/%d/stat" % pid) as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def few_descriptors():
+    process = subprocess.Popen(
+        [sys.executable, "-c", FEW, "--role", "meta", "--listen", "127.0.0.1:0"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=environment(), universal_newlines=True,
+    )
+    try:
+        line = process.stdout.readline()
+        yield process, int(line.split()[2].rsplit(":", 1)[1])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@needs_proc
+def test_a_full_descriptor_table_neither_spins_nor_kills(monkeypatch):
+    with few_descriptors() as (process, port), contextlib.ExitStack() as stack:
+        good = opened(stack, port)
+        ask(good)
+        crowd = [opened(stack, port, HALF) for _ in range(60)]
+        wait_until(lambda: figures(process.pid).descriptors >= 39, "the table is full")
+        settle(good)
+        began, spent = time.monotonic(), processor_seconds(process.pid)
+        wait_until(lambda: time.monotonic() - began > 1.5, "a second and a half has passed")
+        assert processor_seconds(process.pid) - spent < 0.6
+        assert ask(good) < LATENCY
+        for client in crowd[:40]:
+            client.sock.close()
+        ask(opened(stack, port))
+        for client in crowd[40:]:
+            client.send(b"\r\n")
+            assert client.answer().status == 200
+        process.terminate()
+        _, log = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0 and len(log.splitlines()) < 20, log
+
+
+def pour(port, requests, batch=20):
+    """Send many requests, `batch` at a time, on one connection; the statuses seen."""
+    seen = set()
+    with Client(port) as client:
+        for at in range(0, len(requests), batch):
+            client.send(b"".join(requests[at:at + batch]))
+            seen.update(client.answer().status for _ in requests[at:at + batch])
+    return seen
+
+
+def get_bytes(target, *fields):
+    return "\r\n".join(["GET %s HTTP/1.1" % target, "Host: x", *fields, "", ""]).encode()
+
+
+@needs_proc
+@pytest.mark.parametrize("make, status, count", [
+    pytest.param(lambda n: get_bytes("/version", "X-A: %d%s" % (n, "b" * 7000)), 200, 1500,
+                 id="heads"),
+    pytest.param(lambda n: get_bytes("/version", "X-A: %d%s" % (n, "b" * 1900)), 200, 4000,
+                 id="shorter-heads"),
+    pytest.param(lambda n: get_bytes("/meta/app?name=%d%s" % (n, "b" * 7000)), 404, 1500,
+                 id="names"),
+    pytest.param(lambda n: get_bytes("/%d%s" % (n, "b" * 7000)), 404, 1500, id="paths"),
+    pytest.param(lambda n: get_bytes("/meta/apps?detail&%s" % ("&" * n)), 200, 1500,
+                 id="spellings"),
+    pytest.param(lambda n: get_bytes("/meta/apps", 'If-None-Match: "%d"' % n), 200, 5000,
+                 id="tags"),
+])
+def test_caches_are_bounded(make, status, count):
+    with running("--role", "meta") as (process, port):
+        pour(port, [make(0)] * 100)
+        before = figures(process.pid)
+        assert pour(port, [make(n) for n in range(count)]) == {status}
+        after = figures(process.pid)
+        assert after.peak - before.peak < 10.0, (before, after)
+
+
+def test_the_answers_that_are_kept_are_few(meta):
+    with Client(meta.port) as client:
+        for n in range(2 * ph._MEMO_ENTRIES):
+            client.send(get_bytes("/version", "X-A: %d" % n))
+            assert client.answer().status == 200
+            assert len(meta._memo) <= ph._MEMO_ENTRIES
+
+
+@needs_proc
+def test_pages_of_old_states_are_given_back():
+    script = """
+import sys, pegasus_http as ph
+from support import cluster
+server = ph.start(cluster(tables=200), role="meta")
+print("listening", server.port, flush=True)
+for n, line in enumerate(sys.stdin):
+    server.publish(cluster(tables=200, changed=n))
+    print(n, flush=True)
+"""
+    env = environment()
+    env["PYTHONPATH"] += os.pathsep + os.path.dirname(os.path.abspath(__file__))
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=env, universal_newlines=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as process:
+        port = int(process.stdout.readline().split()[1])
+
+        def turn():
+            process.stdin.write("next\n")
+            process.stdin.flush()
+            process.stdout.readline()
+            for target in ("/meta/apps?detail", "/meta/apps?pretty", "/meta/nodes?detail"):
+                assert get(port, target, "Accept-Encoding: gzip").status == 200
+
+        for _ in range(10):
+            turn()
+        before = figures(process.pid)
+        for _ in range(40):
+            turn()
+        after = figures(process.pid)
+        process.stdin.close()
+        assert process.wait(PATIENCE) == 0
+        assert after.resident - before.resident < 8.0, (before, after)
+
+
+# What must not be injected, and what must not leak
+
+EVIL = [
+    "/meta/apps?detail&%0d%0aSet-Cookie:%20a=b", "/meta/app?name=%0d%0aLocation:%20http://evil/",
+    "/meta/app?name=%0aHTTP/1.1%20200%20OK", "//evil.example/meta/apps", "//evil.example//",
+    "http://evil.example/meta/apps", "http://evil.example:80/meta/app?name=a%20b",
+    "http://user@evil.example/meta/apps", "/meta/apps?http://evil.example/",
+    "/meta/app?name=@evil.example", "/%2f%2fevil.example/meta/apps", "/meta//apps",
+    "/meta/app?name=%22%3E%3Cscript%3E", "/\\evil.example/meta/apps", "/meta/apps/@evil.example",
+]
+
+
+@pytest.mark.parametrize("target", EVIL)
+def test_only_the_published_primary_is_redirected_to(target):
+    with ph.StatusServer(ph.Standby("10.0.0.9:34601"), role="meta") as server:
+        with Client(server.port) as client:
+            client.send(("GET %s HTTP/1.1\r\nHost: evil.example\r\nX-Forwarded-Host: evil.example"
+                         "\r\nForwarded: host=evil.example\r\n\r\n" % target).encode())
+            answer = client.answer()
+    assert answer.status in (307, 400, 404)
+    assert ("location" in answer.headers) == (answer.status == 307)
+    assert "set-cookie" not in answer.headers
+    if answer.status == 307:
+        location = answer.headers["location"]
+        split = urllib.parse.urlsplit(location)
+        assert (split.scheme, split.netloc) == ("http", "10.0.0.9:34601"), location
+        assert split.path.startswith("/"), location
+        wanted = urllib.parse.urlsplit(target)
+        assert split.query == wanted.query
+        assert "10.0.0.9:34601" in answer.json["hint_message"]
+
+
+def test_some_of_the_evil_targets_are_redirected():
+    def status(target):
+        return ph.respond(ph.Standby("h:1"), "GET", target, {"Host": "x"}, role="meta").status
+
+    assert [status(target) for target in EVIL].count(307) >= 4
+
+
+def test_a_standby_never_redirects_to_itself():
+    with ph.StatusServer(ph.Standby(None), role="meta") as server:
+        assert get(server.port, "/meta/apps").status == 503
+        server.publish(ph.Standby("127.0.0.1:%d" % server.port))
+        answer = get(server.port, "/meta/apps")
+        assert answer.status == 503 and "location" not in answer.headers
+        assert answer.json["error"] == "ERR_SERVICE_NOT_ACTIVE"
+
+
+@pytest.mark.parametrize("primary", [
+    "evil", "a:1\r\nSet-Cookie: b", "a:1/../", "a b:1", "a@b:1", "a:port", "a:99999", "", ":1", 17,
+    "a:1?x", "a:1#x", "http://a:1", "a:-1", "a:1 ", "\u00e9:1",
+])
+def test_a_primary_that_is_no_address_is_refused(primary):
+    with pytest.raises(ValueError, match="primary"):
+        ph.Standby(primary)
+
+
+def test_a_name_stays_inside_its_string():
+    name = 'a"b\\c<script>\r\n\t\u2028\u00e9/../'
+    with ph.StatusServer(cluster(), role="meta") as server:
+        answer = get(server.port, "/meta/app?name=" + urllib.parse.quote(name, safe=""))
+    assert answer.status == 404 and answer.body.count(b"\n") == 1
+    assert set(answer.json) == {"error", "hint_message"}
+    assert set(answer.headers) <= {
+        "server", "date", "content-type", "content-length", "connection", "cache-control",
+        "x-content-type-options", "vary"}
+
+
+@needs_proc
+def test_no_client_writes_its_own_log_line(tmp_path):
+    requests = [
+        get_bytes("/version%0aforged%20line"), get_bytes("/version?%0d%0aforged"),
+        get_bytes("/%1b[31mred"), get_bytes("/%e2%80%a8forged"), get_bytes("/%c2%85forged"),
+        b"GET /version HTTP/1.1\r\nHost: x\r\nUser-Agent: a\xc2\x85\xe2\x80\xa8b\xff\r\n\r\n",
+        b"GET /version HTTP/1.1\r\nHost: x\r\nReferer: \"a\\\"\tb\r\n\r\n",
+    ]
+    broken = [b"\x1b[2J\nforged\r\n\r\n", b"GET /\x1b[31m HTTP/1.1\r\n\r\n",
+              b"\x85\r\nforged\r\n\r\n"]
+    with running("--role", "meta", "--access-log", "--log-level", "DEBUG") as (process, port):
+        for data in requests + broken:
+            with Client(port) as client:
+                client.send(data)
+                client.answer()
+        process.terminate()
+        _, log = process.communicate(timeout=PATIENCE)
+    lines = log.splitlines()
+    assert len([line for line in lines if "GET " in line]) >= len(requests)
+    assert not [line for line in lines if line.startswith(("forged", "b", " forged"))], log
+    assert all(char == "\n" or " " <= char <= "~" for char in log), ascii(log)
+    assert len(lines) <= 2 * len(requests + broken) + 5, log
+
+
+SECRET = "swordfish in /etc/secret/path"
+
+
+def failing():
+    raise RuntimeError(SECRET)
+
+
+@pytest.mark.parametrize("target", ["/meta/apps", "/meta/app?name=a", "/meta/nodes",
+                                    "/meta/cluster"])
+def test_a_failure_does_not_show_its_inside(target):
+    with ph.StatusServer(failing, role="meta") as server:
+        answer = get(server.port, target)
+    assert (answer.status, answer.json["error"]) == (500, "ERR_UNKNOWN")
+    for leak in (b"swordfish", b"Traceback", b"RuntimeError", b".py", b"/etc"):
+        assert leak not in answer.body
+
+
+def test_a_failing_source_does_not_fill_the_log(caplog):
+    with ph.StatusServer(failing, role="meta") as server:
+        for _ in range(100):
+            assert get(server.port, "/meta/apps").status == 500
+    assert SECRET in caplog.text
+    assert 1 <= len(caplog.records) <= 20
+
+
+@needs_proc
+def test_the_default_is_loopback_only():
+    with ph.StatusServer(cluster(), role="meta") as server:
+        assert server.url.startswith("http://127.0.0.1:")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", server.port), timeout=PATIENCE)
+
+
+class Planted:
+    """Unpickling it would make a directory."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("protocol", [0, 4])
+def test_a_state_file_is_only_data(tmp_path, protocol):
+    path, planted = tmp_path / "state", str(tmp_path / "planted")
+    path.write_bytes(pickle.dumps(Planted(planted), protocol))
+    with pytest.raises(ValueError, match="."):
+        ph.StateFile(str(path))()
+    path.write_text("__import__('os').mkdir(%r)" % planted)
+    with pytest.raises(ValueError, match="."):
+        ph.StateFile(str(path))()
+    assert not os.path.exists(planted)
