@@ -288,7 +288,7 @@ class App(_AppFields):
         return self
 
     @classmethod
-    def _make(cls, iterable: Iterable[Any]) -> "App":  # type: ignore[override]
+    def _make(cls, iterable: Iterable[Any]) -> "App":  # type: ignore[override,unused-ignore]
         """What `_replace` builds on: through the checks."""
         return cls(*iterable)
 
@@ -483,7 +483,7 @@ class Cluster(_ClusterFields):
         return self
 
     @classmethod
-    def _make(cls, iterable: Iterable[Any]) -> "Cluster":  # type: ignore[override]
+    def _make(cls, iterable: Iterable[Any]) -> "Cluster":  # type: ignore[override,unused-ignore]
         """What `_replace` builds on: through the checks."""
         return cls(*iterable)
 
@@ -650,7 +650,7 @@ def _index(state: _State, query: _Query, site: _Site) -> _Page:
 def _version(state: _State, query: _Query, site: _Site) -> _Page:
     """Version and commit of the server."""
     of_state = (state.version, state.git_commit) if isinstance(state, Cluster) else (None, None)
-    page = {
+    page: Dict[str, Any] = {
         "Version": site.version or of_state[0] or __version__,
         "GitCommit": site.git_commit or of_state[1] or "unknown",
     }
@@ -659,7 +659,7 @@ def _version(state: _State, query: _Query, site: _Site) -> _Page:
 
 def _start_time(state: _State, query: _Query, site: _Site) -> _Page:
     """Start of the process, in local time."""
-    page = {"RecentStartTime": _local_time(_process_start(os.getpid()))}
+    page: Dict[str, Any] = {"RecentStartTime": _local_time(_process_start(os.getpid()))}
     return page if site.flat else {"RecentStartTime": page}
 
 
@@ -787,7 +787,7 @@ def _meta_cluster(state: _State, query: _Query, site: _Site) -> _Page:
     if primary_sd is None or total_sd is None:
         computed = _stddevs(cluster)
         primary_sd, total_sd = primary_sd or computed[0], total_sd or computed[1]
-    page = {
+    page: Dict[str, Any] = {
         "meta_servers": cluster.meta_servers,
         "primary_meta_server": cluster.primary_meta_server,
         "zookeeper_hosts": cluster.zookeeper_hosts,
@@ -1067,9 +1067,11 @@ def _redirect(state: Standby, target: str, fields: Mapping[str, str], site: _Sit
 
 def _page_response(state: _State, fields: Mapping[str, str], site: _Site, call: _Call) -> Response:
     gzipped = site.compress and _accepts_gzip(fields.get("accept-encoding", ""))
+    vary = (("Vary", "Accept-Encoding"),) if site.compress else ()
     if not call.path.startswith("/meta/"):
         headers = _NO_STORE if call.path == "/health" else ()
-        return _encoded(_body(call.route.page(state, call.query, site), call), headers, gzipped)
+        body = _body(call.route.page(state, call.query, site), call)
+        return _encoded(body, headers, vary, gzipped)
     cluster = _as_cluster(state)
     key = (call.path, call.query, site.flat, gzipped)
     response = cluster._pages.get(key)
@@ -1078,7 +1080,7 @@ def _page_response(state: _State, fields: Mapping[str, str], site: _Site, call: 
             plain = _page_response(cluster, {}, site, call).body
         else:
             plain = _body(call.route.page(cluster, call.query, site), call)
-        response = _encoded(plain, (("Cache-Control", "no-cache"),), gzipped, etag=True)
+        response = _encoded(plain, (("Cache-Control", "no-cache"),), vary, gzipped, etag=True)
         cluster._pages.keep(key, response)
     return response
 
@@ -1090,14 +1092,17 @@ def _body(page: _Page, call: _Call) -> bytes:
     return text.encode("utf-8") + b"\n"
 
 
+_Headers = Tuple[Tuple[str, str], ...]
+
+
 def _encoded(
-    body: bytes, headers: Tuple[Tuple[str, str], ...], gzipped: bool, etag: bool = False
+    body: bytes, headers: _Headers, vary: _Headers, gzipped: bool, etag: bool = False
 ) -> Response:
     """A 200 with its representation fields; small bodies are never compressed."""
     # 64 bits, keyed by the process: strong enough, and without hashlib's 4 MB and 2 ms of import
     tag = "%x-%016x" % (len(body), hash(body) & 2**64 - 1)
     if len(body) >= _GZIP_BYTES:
-        headers += (("Vary", "Accept-Encoding"),)
+        headers += vary
         if gzipped:
             # level 1 holds up the loop for 0.7 ms instead of 1.7 for a page of 240 KB (measured)
             packer = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
@@ -1468,7 +1473,7 @@ class _SelectorPoller:
         self.unregister: Callable[[int], object] = self._selector.unregister
         self.close = self._selector.close
 
-    def poll(self, timeout: Optional[float]) -> List[Tuple[int, int]]:
+    def poll(self, timeout: float) -> List[Tuple[int, int]]:
         return [(key.fd, events) for key, events in self._selector.select(timeout)]
 
 
@@ -1482,13 +1487,19 @@ class _EpollPoller:
         self.register: Callable[[int, int], object] = self._epoll.register
         self.modify: Callable[[int, int], object] = self._epoll.modify
         self.unregister: Callable[[int], object] = self._epoll.unregister
+        self.poll = functools.partial(self._epoll.poll, maxevents=256)
         self.close = self._epoll.close
-
-    def poll(self, timeout: Optional[float]) -> List[Tuple[int, int]]:
-        return self._epoll.poll(-1 if timeout is None else timeout, 256)
 
 
 _Poller = _EpollPoller if hasattr(select, "epoll") else _SelectorPoller
+
+def _send_byte(sock: socket.socket) -> None:
+    """Wake whoever receives at its other end; a full socket has done so, a closed one need not."""
+    try:
+        sock.send(b"\0")
+    except OSError:
+        return
+
 
 # What a connection is doing. While it is not reading, its next request is neither read nor parsed.
 _READING, _ASKING, _WRITING, _LINGERING, _CLOSED = range(5)
@@ -1514,7 +1525,7 @@ class _Loop:
         self._watched: Dict[int, Callable[[], None]] = {}
         self._calls: Deque[Callable[[], None]] = collections.deque()
         self._now = time.monotonic()
-        self._sweep_at = math.inf
+        self._sweep_at = self._now
         self._memo_until = 0.0
         self._accept_at: Optional[float] = None
         self._stop_at: Optional[float] = None
@@ -1525,31 +1536,27 @@ class _Loop:
 
     def run(self) -> None:
         """Until `stop`; an exception in one connection closes that one alone."""
+        poll, react_of, clock = self._poller.poll, self._watched.get, time.monotonic
         while self._stop_at is None or (self._open and self._now < self._stop_at):
-            wake_at = min(self._sweep_at, self._stop_at or math.inf)
-            timeout = None if wake_at == math.inf else max(wake_at - self._now, 0.0)
-            ready = self._poller.poll(timeout)
-            self._now = time.monotonic()
-            if self._now >= self._memo_until:
+            ready = poll(max(self._sweep_at - self._now, 0.0))
+            self._now = now = clock()
+            if now >= self._memo_until:
                 self._turn()
             for fd, _ in ready:
-                react = self._watched.get(fd)
+                react = react_of(fd)
                 if react is not None:
                     try:
                         react()
                     except Exception:
                         self._failed(fd)
-            if self._now >= self._sweep_at:
+            if now >= self._sweep_at:
                 self._sweep()
         self.close()
 
     def call(self, function: Callable[[], None]) -> None:
         """Run `function` on the loop's thread. From any thread."""
         self._calls.append(function)
-        try:
-            self._waker.send(b"\0")
-        except OSError:  # full: it is awake anyway; closed: the loop has ended
-            return
+        _send_byte(self._waker)
 
     def stop(self) -> None:
         """End `run` once the answers under way have left. From any thread."""
@@ -1566,7 +1573,7 @@ class _Loop:
             thing.close()
 
     def _begin_stop(self) -> None:
-        self._stop_at = self._now + _STOP_SECONDS
+        self._stop_at = self._sweep_at = self._now + _STOP_SECONDS
         if self._accept_at is None:
             self._unwatch(self._listener)
         self._listener.close()
@@ -1630,8 +1637,8 @@ class _Loop:
             self._accept_at = None
             self._watch(self._listener, self._poller.read, self._accept)
         deadlines = [handler.deadline for handler in self._open]
-        soonest = min(deadlines + [self._accept_at or math.inf])
-        self._sweep_at = max(soonest, self._now + 0.02)
+        deadlines += [self._accept_at or math.inf, self._stop_at or math.inf, self._now + 60.0]
+        self._sweep_at = max(min(deadlines), self._now + 0.02)
 
     def _expire(self, handler: StatusHandler) -> None:
         if handler.phase == _ASKING:
@@ -1723,28 +1730,29 @@ class _Loop:
         handler.connection.close()
 
     def _readable(self, handler: StatusHandler) -> None:
+        """Take in what the client has sent; nothing: it has gone.
+
+        Equal bytes have an equal answer for as long as the second and the state last: a look-up
+        instead of parsing, dispatch and framing, which is a third of the requests a second.
+        """
         try:
             data = handler.connection.recv(_RECV_BYTES)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             data = b""
-        self._received(handler, data)
+        answer = None if handler.buffer else self._server._memo.get(data)
+        if answer is None:
+            self._received(handler, data)
+            return
+        self._server.counters.requests += 1
+        handler.close_connection = answer.last
+        self._send(handler, answer.head, answer.body)
 
     def _received(self, handler: StatusHandler, data: bytes) -> None:
-        """Take in what the client sent; nothing: it has gone.
-
-        Equal bytes have an equal answer for as long as the second and the state last: a look-up
-        instead of parsing, dispatch and framing, which is a third of the requests a second.
-        """
-        answer = None if handler.buffer else self._server._memo.get(data)
-        if answer is not None:
-            self._server.counters.requests += 1
-            handler.close_connection = answer.last
-            self._send(handler, answer.head, answer.body)
-        elif data:
-            handler.raw = None if handler.buffer else data
-            handler.buffer += data
+        handler.raw = None if handler.buffer else data
+        handler.buffer += data
+        if data:
             self._advance(handler)
         else:
             self._close(handler)
@@ -1818,23 +1826,24 @@ class _Loop:
 
     def _send(self, handler: StatusHandler, head: bytes, body: bytes) -> None:
         """Head and body leave in one call: two would wait for each other's ACK (44 ms)."""
+        connection = handler.connection
         try:
-            if body and hasattr(handler.connection, "sendmsg"):
-                sent = handler.connection.sendmsg([head, body])
+            if body and hasattr(connection, "sendmsg"):
+                sent = connection.sendmsg([head, body])
             else:
                 head, body = head + body, b""
-                sent = handler.connection.send(head)
+                sent = connection.send(head)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:
             self._close(handler)
             return
-        if sent == len(head) + len(body):
-            self._sent(handler)
-            return
         late = sent - len(head)
-        rest = memoryview(body)[late:] if late >= 0 else memoryview(head + body)[sent:]
-        self._write_on(handler, rest)
+        if late == len(body):
+            self._sent(handler)
+        else:
+            rest = memoryview(body)[late:] if late >= 0 else memoryview(head + body)[sent:]
+            self._write_on(handler, rest)
 
     def _write_on(self, handler: StatusHandler, rest: memoryview) -> None:
         handler.pending, handler.phase = rest, _WRITING
@@ -1964,8 +1973,7 @@ class _Asker:
         with self._condition:
             self._stopped = True
             self._condition.notify()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(_STOP_SECONDS)
+        _join_thread(self._thread, _STOP_SECONDS)
 
     def _run(self) -> None:
         while True:
@@ -2016,6 +2024,13 @@ class _Asker:
             hint = "the source of this page returned no cluster state"
             return PageError(500, "ERR_UNKNOWN", hint), until
         return (_not_active("the source is not ready") if state is None else state), until
+
+
+def _join_thread(thread: Optional[threading.Thread], seconds: float) -> None:
+    """Wait for it, unless it is this one, or frozen because the interpreter is shutting down."""
+    if thread is None or thread is threading.current_thread() or sys.is_finalizing():
+        return
+    thread.join(seconds)
 
 
 class _Counters:
@@ -2088,8 +2103,9 @@ class StatusServer:
         self.counters = _Counters()
 
     def __enter__(self) -> "StatusServer":
-        """Start."""
-        self.start()
+        """Start, unless it runs already: `with start(...) as server` works too."""
+        if not self.running:
+            self.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -2147,14 +2163,13 @@ class StatusServer:
         """
         with self._lock:
             loop, self._loop = self._loop, None
-            asker = self._asker
+            thread, asker = self._thread, self._asker
             if self._source is not None:
                 self._asker = _Asker(self._source, self)
-        if loop is not None and self._thread is not None:
+        if loop is not None:
             _RUNNING.discard(self)
             loop.stop()
-            if self._thread is not threading.current_thread():
-                self._thread.join(_STOP_SECONDS + 5.0)
+        _join_thread(thread, _STOP_SECONDS + 5.0)
         if asker is not None:
             asker.stop()
 
@@ -3150,8 +3165,8 @@ class LiveCluster(_Source):
                 stale.append(item)
         if stale:
             calls = [_query(item.name, functools.partial(self._table, item, now)) for item in stale]
-            for table in self._exchange(calls, deadline):
-                self._tables[table.listed.app_id] = table
+            for answered in self._exchange(calls, deadline):
+                self._tables[answered.listed.app_id] = answered
         tables = {item.app.app_id: self._tables[item.app.app_id] for item in shown}
         times += [table.at for table in tables.values()]
         return [
@@ -3420,23 +3435,25 @@ def _serve(options: "argparse.Namespace", source: Any, label: str) -> int:
         timeout=options.timeout, max_connections=options.max_connections,
         compress=not options.no_gzip, access_log=options.access_log,
     )  # fmt: skip
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    if isinstance(source, StateFile) and hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, lambda *_: source.reload())
-    try:
-        server.start()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        hint = "cannot listen on %s: %s; --listen :0 takes a free port"
-        return _fail(hint % (_join(host, port), reason))
-    line = (server.url, options.role, label, os.getpid())
-    print("listening on %s role=%s source=%s pid=%d" % line, flush=True)
-    if isinstance(source, LiveCluster):
-        server._ask(_resolve("GET", "/meta/apps", "meta"), _warn_if_unreachable)
-    ended.wait()
-    server.stop()
+    ended, end = socket.socketpair()  # an Event's lock may be held where the signal strikes
+    with ended, end:
+        end.setblocking(False)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: _send_byte(end))
+        if isinstance(source, StateFile) and hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, lambda *_: source.reload())
+        try:
+            server.start()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            hint = "cannot listen on %s: %s; --listen :0 takes a free port"
+            return _fail(hint % (_join(host, port), reason))
+        line = (server.url, options.role, label, os.getpid())
+        print("listening on %s role=%s source=%s pid=%d" % line, flush=True)
+        if isinstance(source, LiveCluster):
+            server._ask(_resolve("GET", "/meta/apps", "meta"), _warn_if_unreachable)
+        ended.recv(1)
+        server.stop()
     return 0
 
 

@@ -15,7 +15,7 @@ SHARED = os.environ.get(
     os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "shared"),
 )
 CAPTURES = os.path.join(SHARED, "captures")
-PATIENCE = 30.0  # seconds: far above what a loaded machine needs; a test that waits longer has failed
+PATIENCE = 30.0  # seconds, far above what a loaded machine needs: who waits longer has failed
 
 
 class Answer:
@@ -33,7 +33,7 @@ class Answer:
 
 
 class Client:
-    """A raw connection: `send` bytes, `answer` reads exactly one framed answer, `rest` until the end."""
+    """A raw connection: `send` bytes, `answer` reads one framed answer, `rest` until the end."""
 
     def __init__(self, port, host="127.0.0.1"):
         self.sock = socket.create_connection((host, port), timeout=PATIENCE)
@@ -119,7 +119,7 @@ def running(*arguments, **changes):
     process = subprocess.Popen(
         command("--listen", "127.0.0.1:0", *arguments),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=environment(**changes), universal_newlines=True,
+        env=environment(**changes), text=True,
     )
     try:
         line = process.stdout.readline()
@@ -133,8 +133,8 @@ def running(*arguments, **changes):
 def run(*arguments, stdin="", **changes):
     """A command that ends by itself: (exit code, stdout, stderr)."""
     done = subprocess.run(
-        command(*arguments), input=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=environment(**changes), universal_newlines=True, timeout=PATIENCE,
+        command(*arguments), input=stdin, capture_output=True,
+        env=environment(**changes), text=True, timeout=PATIENCE,
     )
     return done.returncode, done.stdout, done.stderr
 

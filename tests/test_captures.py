@@ -6,9 +6,9 @@ import os
 import time
 
 import pytest
-import support
 
 import pegasus_http as ph
+import support
 
 FILES = sorted(glob.glob(os.path.join(support.CAPTURES, "*.json")))
 pytestmark = pytest.mark.skipif(not FILES, reason="the recordings are not beside this project")
