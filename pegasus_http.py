@@ -28,6 +28,7 @@ RFC 9112 (HTTP/1.1).
 """
 
 import collections
+import contextlib
 import email.utils
 import functools
 import itertools
@@ -55,6 +56,7 @@ from typing import (
     Deque,
     Dict,
     Iterable,
+    Iterator,
     List,
     Mapping,
     NamedTuple,
@@ -2101,8 +2103,8 @@ class StatusServer:
         _check_seconds(max_age, "max_age")
         self._host, self._port = host, port
         self._site = _Site(role, version, git_commit, flat, compress, _join(host, port))
-        self._timeout, self._max_connections = timeout, max_connections
-        self._access_log = access_log
+        self._timeout, self._access_log = timeout, access_log
+        self._max_connections = max_connections
         asked = callable(source) or isinstance(source, _Source)
         self._source = _as_source(source, max_age) if asked else None
         self._state: _State = None if asked or source is None else _check_state(source)
@@ -2112,7 +2114,6 @@ class StatusServer:
         self._lock = threading.RLock()  # reentrant: a signal handler may call stop within start
         self._loop: Optional[_Loop] = None
         self._thread: Optional[threading.Thread] = None
-        #: Plain numbers: requests, errors, connections, refreshes, last_error.
         self.counters = _Counters()
 
     def __enter__(self) -> "StatusServer":
@@ -3454,13 +3455,9 @@ def _serve(options: "argparse.Namespace", source: Any, label: str) -> int:
         timeout=options.timeout, max_connections=options.max_connections,
         compress=not options.no_gzip, access_log=options.access_log,
     )  # fmt: skip
-    ended, end = socket.socketpair()  # an Event's lock may be held where the signal strikes
-    with ended, end:
-        end.setblocking(False)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: _send_byte(end))
-        if isinstance(source, StateFile) and hasattr(signal, "SIGHUP"):
-            signal.signal(signal.SIGHUP, lambda *_: source.reload())
+    ends = [signal.SIGINT, signal.SIGTERM]
+    reloads = [signal.SIGHUP] if isinstance(source, StateFile) else []
+    with _caught(ends + reloads) as caught:
         try:
             server.start()
         except OSError as error:
@@ -3471,9 +3468,33 @@ def _serve(options: "argparse.Namespace", source: Any, label: str) -> int:
         print("listening on %s role=%s source=%s pid=%d" % line, flush=True)
         if isinstance(source, LiveCluster):
             server._ask(_resolve("GET", "/meta/apps", "meta"), _warn_if_unreachable)
-        ended.recv(1)
-        server.stop()
+        while caught.recv(1)[0] not in ends:
+            source.reload()
+    server.stop()
     return 0
+
+
+@contextlib.contextmanager
+def _caught(numbers: Sequence[int]) -> Iterator[socket.socket]:
+    """A socket that receives a byte, its number, for each of these signals.
+
+    Not an Event or a flag: a signal that strikes just before the wait would be slept over. In the
+    end they are ignored: one more must not kill the interpreter while it shuts down.
+    """
+    import signal
+
+    inbox, outbox = socket.socketpair()
+    with inbox, outbox:
+        outbox.setblocking(False)
+        signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
+        for number in numbers:
+            signal.signal(number, lambda *_: None)
+        try:
+            yield inbox
+        finally:
+            for number in numbers:
+                signal.signal(number, signal.SIG_IGN)
+            signal.set_wakeup_fd(-1)
 
 
 def _warn_if_unreachable(state: _State) -> None:
@@ -3491,7 +3512,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
     argv: its arguments, None for those of the process. Returns the exit code: 0 after SIGINT or
     SIGTERM, 1 with one line on standard error when it cannot serve. Raises SystemExit: 2 for wrong
-    usage, 0 after --help and --version. To be called in the main thread: it handles signals.
+    usage, 0 after --help and --version. To be called in the main thread of a process that ends
+    with it: it takes over the signals.
     """
     options = _options(argv)
     try:
