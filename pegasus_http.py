@@ -2176,13 +2176,13 @@ class StatusServer:
         started again.
         """
         with self._lock:
-            loop, self._loop = self._loop, None
+            if self._loop is not None:
+                self._loop.stop()  # first: a signal handler that stops too waits for the thread
+                _RUNNING.discard(self)
+            self._loop = None
             thread, asker = self._thread, self._asker
             if self._source is not None:
                 self._asker = _Asker(self._source, self)
-        if loop is not None:
-            _RUNNING.discard(self)
-            loop.stop()
         _join_thread(thread, _STOP_SECONDS + 5.0)
         if asker is not None:
             asker.stop()
@@ -3461,7 +3461,7 @@ def _serve(options: "argparse.Namespace", source: Any, label: str) -> int:
         try:
             server.start()
         except OSError as error:
-            reason = error.strerror or str(error)
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
             hint = "cannot listen on %s: %s; --listen :0 takes a free port"
             return _fail(hint % (_join(host, port), reason))
         line = (server.url, options.role, label, os.getpid())
@@ -3528,8 +3528,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return _serve(options, source, label)
     except PageError as error:
         return _fail(error.hint_message)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         return _fail(str(error))
+    except OSError as error:
+        return _fail("%s: %s" % (error.filename, error.strerror) if error.filename else str(error))
 
 
 if __name__ == "__main__":
