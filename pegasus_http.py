@@ -294,6 +294,12 @@ class App(_AppFields):
         """What `_replace` builds on: through the checks."""
         return cls(*iterable)
 
+    def _with_decoded(self, partitions: Tuple[Partition, ...]) -> "App":
+        """This table with partitions that the decoder has checked: an eighth of the time of
+        reading a large cluster was to check them again (measured)."""
+        fields = [*self[:2], partitions, len(partitions), *self[4:]]
+        return tuple.__new__(App, fields)
+
     def _check(self) -> None:
         _check_count(self.app_id, "app_id")
         _check_text(self.app_name, "app_name")
@@ -1340,7 +1346,7 @@ class StatusHandler(BaseHTTPRequestHandler):
         """
         blank = _BLANK_LINES.match(self.buffer)
         if blank is not None:
-            self.buffer = self.buffer[blank.end() :]
+            self.buffer, self._scanned = self.buffer[blank.end() :], 0
         try:
             end = _head_end(self.buffer, self._scanned)
             if end < 0:
@@ -2549,7 +2555,13 @@ def _address(raw: bytes) -> Optional[str]:
     """An rpc_address: a b c d, port, 00, type; anything but type 1 (IPv4) is no address."""
     if raw[7] & 3 != 1:
         return None
-    return "%d.%d.%d.%d:%d" % (raw[0], raw[1], raw[2], raw[3], raw[4] << 8 | raw[5])
+    return _sane("%d.%d.%d.%d:%d" % (raw[0], raw[1], raw[2], raw[3], raw[4] << 8 | raw[5]))
+
+
+def _sane(address: str) -> str:
+    if not _is_address(address):
+        raise _WireError("an impossible address: " + address)
+    return address
 
 
 def _read_address(data: bytes, at: int) -> Tuple[bytes, int]:
@@ -2563,8 +2575,10 @@ def _read_address(data: bytes, at: int) -> Tuple[bytes, int]:
 @functools.lru_cache(maxsize=8192)
 def _host_port(raw: bytes) -> Optional[str]:
     """Host, port, type. The port arrives as i16 and means 0 to 65535; type 1 is a host, 0 none."""
-    port = raw[-3] << 8 | raw[-2]
-    return "%s:%d" % (raw[:-3].decode("utf-8", "backslashreplace"), port) if raw[-1] == 1 else None
+    if raw[-1] != 1:
+        return None
+    host = raw[:-3].decode("utf-8", "backslashreplace")
+    return _sane("%s:%d" % (host, raw[-3] << 8 | raw[-2]))
 
 
 def _read_host_port(data: bytes, at: int) -> Tuple[Optional[str], int]:
@@ -2903,8 +2917,10 @@ def _decode_query(frame: bytes, at: int) -> Tuple[str, int, Tuple[Partition, ...
         secondaries = row.get("hp_secondaries")
         if secondaries is None:
             secondaries = _addresses(row["secondaries"])
-        replicas = (primary, tuple(secondaries))
-        partitions.append(Partition(row["ballot"], row["max_replica_count"], *replicas))
+        ballot, maximum = row["ballot"], row["max_replica_count"]
+        if ballot < -1 or maximum < 0 or None in secondaries:
+            raise _WireError("a partition with impossible figures or replicas")
+        partitions.append(Partition(ballot, maximum, primary, tuple(secondaries)))
     if result["err"] == "ERR_FORWARD_TO_OTHERS":
         raise _NotPrimary(partitions[0].primary if partitions else None)
     return result["err"], result["app_id"], tuple(partitions)
@@ -3207,11 +3223,7 @@ class LiveCluster(_Source):
             return _Table(item.app._replace(status=_GONE[error]), item.app, answer, now)
         if error != "ERR_OK":
             raise _Refused(error)
-        try:
-            app = item.app._replace(partitions=partitions, partition_count=len(partitions))
-        except ValueError as problem:
-            raise _WireError("table %s: %s" % (item.app.app_name, problem)) from None
-        return _Table(app, item.app, answer, now)
+        return _Table(item.app._with_decoded(partitions), item.app, answer, now)
 
     # --- finding the primary (rdsn-rpc.md, section 4) --------------------------------------------
 

@@ -544,6 +544,7 @@ def test_a_byte_per_segment(meta):
     pytest.param(with_fields(CHUNKED) + b"3\r\nabc\r\n0\r\n\r\n", 200, id="chunked"),
     pytest.param(head("GET / HTTP/2.0", "Host: \0"), 400, id="control-character-and-version-2"),
     pytest.param(head("GET", "X-A: b\nc"), 400, id="bare-lf-and-one-word"),
+    pytest.param(b"\r\n\n", 400, id="bare-lf-after-a-blank-line"),
 ])
 def test_every_split_of_what_closes(meta, data, status):
     with Client(meta.port) as bystander:
