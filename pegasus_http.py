@@ -524,8 +524,8 @@ class Cluster(_ClusterFields):
         """Take over what `older` has counted: the counts then cost only what changed since."""
         if "_replicas" in older.__dict__:
             self.__dict__["_counted"] = (older.apps, older._replicas)
-        elif "_counted" in older.__dict__:
-            self.__dict__["_counted"] = older.__dict__["_counted"]
+        else:
+            self.__dict__["_counted"] = older.__dict__.get("_counted", ((), None))
 
     @functools.cached_property
     def _replicas(self) -> _Counts:
@@ -846,7 +846,7 @@ def _as_cluster(state: _State) -> Cluster:
     if isinstance(state, Cluster):
         return state
     if isinstance(state, PageError):
-        raise state
+        raise state.with_traceback(None)  # many requests share it: it must not collect frames
     raise _not_active("no state has been published yet")
 
 
@@ -938,7 +938,7 @@ def _resolve(method: str, target: str, role: str) -> _Call:
         hint = '"%s" is served by meta servers; this is a replica server' % path
         raise PageError(404, "ERR_HANDLER_NOT_FOUND", hint)
     if method == "OPTIONS":
-        return _Call(path, _Query())
+        return _Call("/", _Query())  # whose answer needs no source
     if method in _OTHER_METHODS:
         hint = "method %s is not allowed for %s" % (method, path)
         raise PageError(405, "ERR_HANDLER_NOT_FOUND", hint, _ALLOW)
@@ -1068,7 +1068,8 @@ def _redirect(state: Standby, target: str, fields: Mapping[str, str], site: _Sit
     primary = state.primary
     if primary is None:
         raise _not_active("no primary meta server is known")
-    if primary in (site.address, fields.get("host", "").lower()):
+    host = fields.get("host", "").lower()
+    if primary.lower() in (site.address.lower(), host, host + ":80"):
         raise _not_active("the primary meta server is not known: it cannot be this standby")
     hint = "the primary meta server is %s" % primary
     location = ("Location", "http://%s%s" % (primary, _origin_form(target)))
@@ -1083,7 +1084,7 @@ def _page_response(state: _State, fields: Mapping[str, str], site: _Site, call: 
         body = _body(call.route.page(state, call.query, site), call)
         return _encoded(body, headers, vary, gzipped)
     cluster = _as_cluster(state)
-    key = (call.path, call.query, site.flat, gzipped)
+    key = (call.path, call.query, site.flat, site.compress, gzipped)
     response = cluster._pages.get(key)
     if response is None:
         if gzipped:
@@ -1329,6 +1330,7 @@ class StatusHandler(BaseHTTPRequestHandler):
         self.linger = False
         self.raw: Optional[bytes] = None
         self.call: Optional[_Call] = None
+        self.done: Callable[[_State], None] = _nobody
         self._failure: Optional[PageError] = None
         self._scanned = 0
         if fed:
@@ -1458,6 +1460,10 @@ class StatusHandler(BaseHTTPRequestHandler):
         host = str(self.client_address[0]) if self.client_address else "-"
         message = format % args
         _logger(".access").info("%s - - [%s] %s", host, self.log_date_time_string(), message)
+
+
+def _nobody(state: _State) -> None:
+    """Whom a state is given to that nobody waits for."""
 
 
 def _in_main_thread() -> bool:
@@ -1661,6 +1667,7 @@ class _Loop:
 
     def _expire(self, handler: StatusHandler) -> None:
         if handler.phase == _ASKING:
+            self._server._forget(handler.call, handler.done)
             self._resume(handler, handler.ticket, self._server._late(handler.call))
         elif handler.phase == _READING and handler.in_head:
             handler.fail(_late_head())
@@ -1796,8 +1803,8 @@ class _Loop:
         handler.ticket += 1
         self._unwatch(handler.connection)
         self._until(handler, self._server._patience(handler.call))
-        done = functools.partial(self._answered, handler, handler.ticket)
-        self._server._ask(handler.call, done)
+        handler.done = functools.partial(self._answered, handler, handler.ticket)
+        self._server._ask(handler.call, handler.done)
 
     def _answered(self, handler: StatusHandler, ticket: int, state: _State) -> None:
         """Called on the asking thread."""
@@ -1936,6 +1943,9 @@ class _Source:
     def rest(self) -> None:
         """Nobody has asked for a while: let go of what can be had again."""
 
+    def forked(self) -> None:
+        """In a child process: what is open is the parent's, a lock may be held for ever."""
+
 
 class _CallableSource(_Source):
     def __init__(self, function: Callable[[], _State], max_age: float) -> None:
@@ -1985,9 +1995,16 @@ class _Asker:
                 waiting.append(done)
             if self._thread is None:
                 name = "pegasus-http-source:%d" % self._server.port
-                self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=name, daemon=True)
+                thread.start()
+                self._thread = thread
             self._condition.notify()
+
+    def forget(self, needs: _Needs, done: Callable[[_State], None]) -> None:
+        """Whoever gave `done` waits no longer. From any thread."""
+        with self._condition:
+            if done in self._wanted.get(needs, ()):
+                self._wanted[needs].remove(done)
 
     def stop(self) -> None:
         """End the thread as soon as the source lets go of it. From any thread."""
@@ -2034,7 +2051,7 @@ class _Asker:
         try:
             state, until = self.source.read(needs)
         except PageError as error:
-            return error, time.monotonic()
+            return error.with_traceback(None), time.monotonic()
         except BaseException as error:
             self._server._report("the source raised %s" % type(error).__name__, exc_info=True)
             hint = "the source of this page failed; the log of the server tells more"
@@ -2166,8 +2183,9 @@ class StatusServer:
                 self._site = self._site._replace(address=_join(self._host, self._port_bound))
                 loop = _Loop(self, listener)
                 name = "pegasus-http:%d" % self._port_bound
-                self._thread = threading.Thread(target=loop.run, name=name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=loop.run, name=name, daemon=True)
+                thread.start()
+                self._thread = thread
             except BaseException:
                 listener.close()
                 raise
@@ -2187,10 +2205,9 @@ class StatusServer:
                 _RUNNING.discard(self)
             self._loop = None
             thread, asker = self._thread, self._asker
-            if self._source is not None:
-                self._asker = _Asker(self._source, self)
         _join_thread(thread, _STOP_SECONDS + 5.0)
-        if asker is not None:
+        if asker is not None and self._source is not None:
+            self._asker = _Asker(self._source, self)
             asker.stop()
 
     def publish(self, state: Union[Cluster, Standby]) -> None:
@@ -2243,6 +2260,18 @@ class StatusServer:
         if asker is not None and needs is not None:
             asker.ask(needs, done)
 
+    def _forget(self, call: Optional[_Call], done: Callable[[_State], None]) -> None:
+        asker = self._asker
+        needs = asker.source.needs(call) if asker is not None and call is not None else None
+        if asker is not None and needs is not None:
+            asker.forget(needs, done)
+
+    def _distrust(self) -> None:
+        """Ask the source again for all that it has said."""
+        if self._asker is not None:
+            self._asker.known = {}
+        self._memo = {}
+
     def _wait_for_state(self, call: Optional[_Call]) -> _State:
         """The same for the blocking style of `StatusHandler`."""
         ready, state, _ = self._state_for(call)
@@ -2256,7 +2285,10 @@ class StatusServer:
             answered.set()
 
         self._ask(call, done)
-        return states[0] if answered.wait(self._patience(call)) else self._late(call)
+        if answered.wait(self._patience(call)):
+            return states[0]
+        self._forget(call, done)
+        return self._late(call)
 
     def _report(self, text: str, exc_info: bool = False) -> None:
         """Log trouble on our side; the same one at most every 10 s, whatever clients do."""
@@ -2272,6 +2304,7 @@ class StatusServer:
         """In a child process: our thread is not there, the sockets are the parent's."""
         loop, self._loop, self._lock = self._loop, None, threading.RLock()
         if self._source is not None:
+            self._source.forked()
             self._asker = _Asker(self._source, self)
         if loop is not None:
             loop.close()
@@ -3111,6 +3144,11 @@ class LiveCluster(_Source):
         with self._lock:
             self._drop_channel()
 
+    def forked(self) -> None:
+        """A lock and a connection of its own for a child process."""
+        self._lock = threading.Lock()
+        self._drop_channel()
+
     def read(self, needs: _Needs) -> Tuple[_State, float]:
         """The state, or a PageError, with the time.monotonic() until which it holds."""
         with self._lock:
@@ -3120,7 +3158,7 @@ class LiveCluster(_Source):
             except _Unreachable as error:
                 if self._retry_at <= time.monotonic():  # an attempt that was made, not spared
                     self._failure, self._failures = error, self._failures + 1
-                    self._retry_at = time.monotonic() + min(0.05 * 2**self._failures, 1.0)
+                    self._retry_at = time.monotonic() + min(0.05 * 2 ** min(self._failures, 5), 1.0)
                 return error, self._retry_at
             except PageError as error:
                 return error, time.monotonic() + min(self._max_age, 1.0)
@@ -3136,7 +3174,7 @@ class LiveCluster(_Source):
             info.setdefault("balance_operation_count", "unknown")
             if not {"primary_replica_count_stddev", "total_replica_count_stddev"} <= info.keys():
                 parts += ("apps", "nodes", "partitions")  # before 1.11.3: computed from these
-                self._refresh(parts, deadline)
+                self._refresh(("apps", "nodes"), deadline)
         asked = [part for part in parts if part not in ("partitions", "server_info")]
         times = [self._parts[part].at for part in asked]
         apps: List[App] = []
@@ -3144,6 +3182,7 @@ class LiveCluster(_Source):
             apps = [listed.app for listed in self._parts["apps"].value]
         if "partitions" in parts:
             apps = self._with_partitions(name, deadline, times)
+            apps = [app for app in apps if not name or app.app_name == name]
         if "server_info" in parts:
             info.update(self._version_of_cluster(deadline))
             times.append(self._parts["server_info"].at)
@@ -3172,7 +3211,8 @@ class LiveCluster(_Source):
         try:
             self._refresh(["server_info"], min(deadline, now + _GLANCE_SECONDS))
         except PageError:
-            self._parts["server_info"] = _Part({}, now + 5.0)
+            before = self._parts.get("server_info", _Part({}, now)).value
+            self._parts["server_info"] = _Part(before, now + 5.0)
         return dict(self._parts["server_info"].value)
 
     def _keep(self, part: str, value: Any, now: float) -> None:
@@ -3230,7 +3270,7 @@ class LiveCluster(_Source):
     def _exchange(self, calls: Sequence[_Rpc], deadline: float) -> List[Any]:
         """The results of `calls` from the primary, wherever it is by now; or PageError."""
         if self._failure is not None and time.monotonic() < self._retry_at:
-            raise self._failure
+            raise self._failure.with_traceback(None)
         first = [self._leader] if self._leader else []
         todo = collections.deque(dict.fromkeys(first + self._meta_servers))
         troubles: Dict[str, Exception] = {}
@@ -3482,6 +3522,7 @@ def _serve(options: "argparse.Namespace", source: Any, label: str) -> int:
             server._ask(_resolve("GET", "/meta/apps", "meta"), _warn_if_unreachable)
         while caught.recv(1)[0] not in ends:
             source.reload()
+            server._distrust()
     server.stop()
     return 0
 
