@@ -1402,8 +1402,8 @@ class StatusHandler(BaseHTTPRequestHandler):
     def respond(self, state: _State) -> Response:
         """The answer to the request in `command`, `path` and `headers`; override to add pages.
 
-        state: what the page may show; raises nothing for bad requests. Runs on the loop's thread:
-        what blocks here blocks every connection.
+        state: what the page may show; raises nothing for bad requests. An override counts where the
+        subclass is given to an `http.server`; the loop of `StatusServer` uses this class itself.
         """
         if self.call is None:
             return _error_response(self._failure or PageError(500, "ERR_UNKNOWN", ""), self.command)
