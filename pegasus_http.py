@@ -117,7 +117,7 @@ _GZIP_BYTES = 1024  # smaller bodies fit into one packet anyway
 _ASKED_ENTRIES = 1024  # answers of a source that are kept: one a table's page, at most
 _STATE_BYTES = 64 * 1024 * 1024  # a state file: 5,000 tables x 64 partitions x 3 replicas
 _FRAME_BYTES = 64 * 1024 * 1024  # an RPC answer: a table of 250,000 partitions
-_BATCH = 64  # RPC requests under way at once: 8 KB, which fits every socket buffer
+_BATCH = 64  # RPC requests under way (8 KB fit every socket buffer), accepts in a row, 503s told
 _MAX_HOPS = 3  # forward addresses followed: the named leader may have lost its lease since
 _SOURCE_IDLE_SECONDS = 30.0  # an unused connection to a meta server is closed after so long
 
@@ -605,7 +605,6 @@ def _not_active(hint: str) -> PageError:
     return PageError(503, "ERR_SERVICE_NOT_ACTIVE", hint, _RETRY_AFTER)
 
 
-
 class _Site(NamedTuple):
     """What a server was told at its start, as far as pages depend on it."""
 
@@ -631,6 +630,7 @@ class _Json(str):
 
 
 _Page = Union[Dict[str, Any], _Json]
+
 
 @functools.lru_cache(maxsize=1)
 def _process_start(pid: int) -> float:
@@ -1515,6 +1515,7 @@ class _EpollPoller:
 
 
 _Poller = _EpollPoller if hasattr(select, "epoll") else _SelectorPoller
+
 
 def _send_byte(sock: socket.socket) -> None:
     """Wake whoever receives at its other end; a full socket has done so, a closed one need not."""
