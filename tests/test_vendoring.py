@@ -194,8 +194,11 @@ def test_the_header_says_licence_and_version():
 
 
 def defined(body):
-    """The names that a module's or a class's own body gives a meaning, imports left out."""
+    """The names that a module's or a class's own body gives a meaning, imports left out, and
+    TYPE_CHECKING, which type checkers know by that name: typing's own would have to be imported."""
     for node in body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "TYPE_CHECKING":
+            continue
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             yield node.name, node
         elif isinstance(node, ast.Assign):
