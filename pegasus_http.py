@@ -31,6 +31,7 @@ from __future__ import annotations  # else every annotation is worked out at eac
 
 import collections
 import email.utils
+import errno
 import functools
 import itertools
 import math
@@ -1433,7 +1434,9 @@ class StatusHandler(BaseHTTPRequestHandler):
 
     def fail(self, error: PageError) -> None:
         """Make `error` the answer, and the last one: what follows cannot be told apart."""
-        self.requestline = self.command = self.path = "-"
+        self.requestline = self.path = "-"
+        # RFC 9110, 9.3.2: no body for HEAD, whatever is wrong with the rest
+        self.command = "HEAD" if self.buffer.startswith(b"HEAD ") else "-"
         self.request_version, self.headers, self.call = "HTTP/1.1", {}, None
         self.close_connection = self.linger = True
         self._failure = error
@@ -1794,6 +1797,8 @@ class _Loop:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE) and self._make_room():
+                    continue
                 self._server._report("cannot accept connections: %s" % error.strerror)
                 self._unwatch(self._listener)
                 self._accept_at = self._now + _PAUSE_SECONDS
@@ -1844,8 +1849,8 @@ class _Loop:
             self._read_on(handler)
         return handler
 
-    def _make_room(self, newest: StatusHandler) -> bool:
-        """Close the longest idle connection, if there is one."""
+    def _make_room(self, newest: StatusHandler | None = None) -> bool:
+        """Close the longest idle connection, if there is one besides the newest."""
         idle = [h for h in self._open if h.phase == _READING and not h.in_head and h is not newest]
         if idle:
             self._close(min(idle, key=lambda handler: handler.deadline))

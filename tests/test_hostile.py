@@ -457,13 +457,16 @@ def test_a_full_descriptor_table_neither_spins_nor_kills(monkeypatch):
     with few_descriptors() as (process, port), contextlib.ExitStack() as stack:
         good = opened(stack, port)
         ask(good)
+        good.send(HALF)  # else it would be idle, and give way
         crowd = [opened(stack, port, HALF) for _ in range(60)]
         wait_until(lambda: figures(process.pid).descriptors >= 39, "the table is full")
-        settle(good)
         began, spent = time.monotonic(), processor_seconds(process.pid)
         wait_until(lambda: time.monotonic() - began > 1.5, "a second and a half has passed")
         assert processor_seconds(process.pid) - spent < 0.6
-        assert ask(good) < LATENCY
+        began = time.monotonic()
+        good.send(b"\r\n")
+        assert good.answer().status == 200
+        assert time.monotonic() - began < LATENCY
         for client in crowd[:40]:
             client.sock.close()
         ask(opened(stack, port))
@@ -473,6 +476,20 @@ def test_a_full_descriptor_table_neither_spins_nor_kills(monkeypatch):
         process.terminate()
         _, log = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0 and len(log.splitlines()) < 20, log
+
+
+@needs_proc
+def test_idle_clients_do_not_hold_a_full_descriptor_table():
+    with few_descriptors() as (process, port), contextlib.ExitStack() as stack:
+        idle = [opened(stack, port) for _ in range(25)]
+        for client in idle:
+            ask(client)
+        for _ in range(40):
+            ask(opened(stack, port))
+        assert idle[0].closed()
+        process.terminate()
+        _, log = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, log) == (0, "")
 
 
 def pour(port, requests, batch=20):
