@@ -376,6 +376,23 @@ def test_body(meta, data, status, after):
         assert [client.answer().status for _ in range(2)] == [status, 200]
 
 
+@pytest.mark.parametrize("size", [
+    *range(ph._POLL_BYTES - 2, ph._POLL_BYTES + 3), 2 * ph._POLL_BYTES, ph._MEMO_HEAD,
+    ph._MEMO_HEAD + 1, ph._RECV_BYTES - 1, ph._RECV_BYTES, ph._RECV_BYTES + 1,
+])
+def test_heads_of_the_sizes_that_receives_have(meta, size):
+    lines = [GET, HOST]
+    while len(head(*lines)) < size:
+        lines.append("X-A: " + "a" * min(size - len(head(*lines)) - 7, 8000))
+    lines[-1] = lines[-1][:len(lines[-1]) - len(head(*lines)) + size]
+    data = head(*lines)
+    assert len(data) == size
+    with Client(meta.port) as client:
+        for repeated in (1, 1, 1, 3):
+            client.send(data * repeated)
+            assert [client.answer().status for _ in range(repeated)] == [200] * repeated
+
+
 def test_a_body_beyond_the_drain_is_answered_and_cut(meta, monkeypatch):
     monkeypatch.setattr(ph, "_DRAIN_SECONDS", 1000.0)  # so that only the byte limit can end it
     with Client(meta.port) as client:
