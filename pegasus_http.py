@@ -1792,14 +1792,16 @@ class _Loop:
     # --- connections -----------------------------------------------------------------------------
 
     def _accept(self) -> None:
-        for _ in range(_BATCH):
+        for n in range(_BATCH):
             try:
                 connection, address = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
+                if n:
+                    return  # descriptors run out before it is known whether one more is waiting
                 if error.errno in (errno.EMFILE, errno.ENFILE) and self._make_room():
-                    continue
+                    return
                 self._server._report("cannot accept connections: %s" % error.strerror)
                 self._unwatch(self._listener)
                 self._accept_at = self._now + _PAUSE_SECONDS
@@ -1899,7 +1901,7 @@ class _Loop:
 
     def _advance(self, handler: StatusHandler) -> None:
         """Answer the requests that are there, one at a time, for as long as answers leave."""
-        while handler.phase == _READING:
+        while handler.buffer and handler.phase == _READING:
             if not handler.next_request():
                 if handler.buffer and not handler.in_head:
                     handler.in_head = True
