@@ -1820,7 +1820,7 @@ class _Loop:
 
     def _welcome(self, connection: socket.socket, address: Any, data: bytes) -> None:
         """Serve the first bytes of a connection. One that brings a single request, known and the
-        last, needs neither a handler nor a poll, which halves its cost (measured)."""
+        last, needs neither a handler nor a poll: 6 % more of these a second (measured)."""
         head, body, last = self._server._memo.get(data, (b"", b"", False))
         sent = 0
         if last and not body:

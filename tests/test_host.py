@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import gc
+import http.server
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -207,6 +209,55 @@ def test_a_source_that_hangs_for_ever_is_a_504():
         assert len(server.calls) == 1, "one call at a time"
         server.release.set()
         wait_until(lambda: get(server.port, "/meta/apps").status == 200, "the source is back")
+
+
+@contextlib.contextmanager
+def mounted(server):
+    """The port of an `http.server` that serves the same in blocking style."""
+    class Handler(ph.StatusHandler):
+        status_server = server
+
+    class Mount(http.server.ThreadingHTTPServer):
+        request_queue_size = 64
+
+    with Mount(("127.0.0.1", 0), Handler) as mount:
+        thread = in_thread(mount.serve_forever, 0.01)
+        try:
+            yield mount.server_address[1]
+        finally:
+            mount.shutdown()
+            assert joined(thread)
+
+
+@pytest.mark.parametrize("style", ["loop", "blocking"])
+def test_requests_that_gave_up_are_forgotten(style):
+    with blocked(timeout=0.05) as server, contextlib.ExitStack() as stack:
+        port = server.port if style == "loop" else stack.enter_context(mounted(server))
+        clients = [stack.enter_context(Client(port)) for _ in range(20)]
+        targets = METAS + ("/health",)
+        for client in clients:
+            client.send(b"".join(soak.request(target) for target in targets))
+        for client in clients:
+            assert [client.answer().status for _ in targets] == [504] * len(METAS) + [200]
+        assert sum(map(len, server._asker._wanted.values())) == 0
+        assert len(server.calls) == 1, "the source hangs all the while"
+        server.release.set()
+        wait_until(lambda: get(port, "/meta/apps").status == 200, "the source is back")
+        wait_until(lambda: not server._asker._wanted, "nothing is under way")
+
+
+def test_options_asks_nothing_of_a_hanging_source():
+    def options():
+        for target in METAS:
+            answer = get(server.port, target, method="OPTIONS")
+            assert (answer.status, answer.headers["allow"]) == (204, "GET, HEAD, OPTIONS")
+
+    with blocked(timeout=2.0) as server, Client(server.port) as client:
+        options()
+        assert server.calls == []
+        client.send(soak.request("/meta/apps"))
+        assert server.entered.wait(PATIENCE)
+        options()
 
 
 def test_stop_does_not_wait_for_a_hanging_source():
@@ -777,6 +828,49 @@ def test_fork_without_exec(script):
     host(script, "-W", "ignore::DeprecationWarning")
 
 
+# The read that holds the lock in the parent is under way for as long as its meta server is silent.
+FORKED_WHILE_READING = STARTED + """
+import replay, support
+gate = threading.Event()
+meta = replay.Meta(replay.synthetic(replay.make_state(tables=4)))
+source = ph.LiveCluster(meta.address, timeout=20.0, max_age=0.0)
+server = ph.start(source, role='meta', timeout=20.0)
+def tables(port):
+    return get(port, '/meta/apps').json['summary']['total_app_count']
+assert tables(server.port) == '4' and meta.connections == 1
+meta.fault = replay.held(gate)
+kept = Client(server.port)
+kept.send(b'GET /meta/apps HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n')
+support.wait_until(lambda: len(meta.requests) == 2, 'the read is under way')
+assert source._lock.locked()
+child = os.fork()
+if child == 0:
+    code = 1
+    signal.alarm(20)
+    try:
+        assert len(source().apps) == 4
+        server.start()
+        assert tables(server.port) == '4'
+        code = 0
+    finally:
+        os._exit(code)
+gate.set()
+_, status = os.waitpid(child, 0)
+assert status == 0, status
+assert kept.answer().json['summary']['total_app_count'] == '4'
+assert tables(server.port) == '4'
+assert meta.connections == 2, 'the child has a connection of its own'
+kept.sock.close()
+server.stop()
+meta.close()
+"""
+
+
+@needs_fork
+def test_a_forked_child_reads_the_cluster_that_the_parent_is_reading():
+    host(FORKED_WHILE_READING, "-W", "ignore::DeprecationWarning")
+
+
 EXECUTED = STARTED + """
 import subprocess
 server = ph.start(cluster(tables=2), role='meta')
@@ -879,6 +973,28 @@ def test_signals_end_it_well(signals):
             client.send(data)
         assert get(port, "/version").status == 200
         ends_well(process, *signals)
+
+
+def test_sighup_reads_a_state_file_that_looks_unchanged(tmp_path):
+    path = tmp_path / "state.json"
+
+    def save(name):
+        path.write_text(json.dumps({"apps": [{"app_id": 1, "app_name": name}], "nodes": []}))
+        os.utime(str(path), (1564466666, 1564466666))
+
+    def shown(target):
+        return get(port, target).json["general_info"]["1"]["app_name"]
+
+    save("before")
+    arguments = command(*SERVE, "--state", str(path), "--max-age", "3600")
+    with serving(arguments) as (process, port):
+        assert shown("/meta/apps") == "before"
+        save("behind")
+        assert shown("/meta/apps") == shown("/meta/apps?detail") == "before"
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: shown("/meta/apps") == "behind", "the new content is shown")
+        assert shown("/meta/apps?detail") == "behind"
+        ends_well(process, signal.SIGTERM)
 
 
 def test_a_killed_process_leaves_a_port_that_can_be_used_again():

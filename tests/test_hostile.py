@@ -1,6 +1,7 @@
 """Slow, silent, rude and greedy clients, exhausted resources, and what must not be injected."""
 
 import contextlib
+import gzip
 import json
 import os
 import pickle
@@ -547,6 +548,26 @@ def test_the_answers_that_are_kept_are_few(meta):
             assert len(meta._memo) <= ph._MEMO_ENTRIES
 
 
+def test_the_pages_kept_of_one_state_are_bounded(monkeypatch):
+    monkeypatch.setattr(ph, "_PAGE_CACHE_BYTES", 20000)
+    state = cluster(tables=100, partitions=4)
+    targets = ["/meta/app?name=table%d&detail" % n for n in range(1, 101)]
+    pages = {target: ph.respond(ph.Cluster(*state), "GET", target).body for target in targets}
+    fullest = 0
+    with ph.StatusServer(state, role="meta") as server, Client(server.port) as client:
+        for target in targets * 2:
+            for field in ("X-A: b", "Accept-Encoding: gzip"):
+                client.send(get_bytes(target, field))
+                answer = client.answer()
+                zipped = "content-encoding" in answer.headers
+                assert zipped == ("gzip" in field)
+                assert (gzip.decompress(answer.body) if zipped else answer.body) == pages[target]
+                kept = sum(len(page.body) for page in state._pages._pages.values())
+                assert kept <= 20000
+                fullest = max(fullest, kept)
+    assert fullest > 15000, "pages are kept"
+
+
 @needs_proc
 def test_pages_of_old_states_are_given_back():
     script = """
@@ -630,6 +651,28 @@ def test_a_standby_never_redirects_to_itself():
         answer = get(server.port, "/meta/apps")
         assert answer.status == 503 and "location" not in answer.headers
         assert answer.json["error"] == "ERR_SERVICE_NOT_ACTIVE"
+
+
+@pytest.mark.parametrize("primary, host, status", [
+    ("Example:34601", "example:34601", 503), ("example:34601", "EXAMPLE:34601", 503),
+    ("Example:80", "example", 503), ("example:80", "EXAMPLE:80", 503), ("[::A]:80", "[::a]", 503),
+    ("Example:34601", "example", 307), ("Example:80", "example:34601", 307),
+    ("Example:34601", "example.org:34601", 307),
+])
+def test_a_standby_knows_itself_by_its_host_field_in_any_case(primary, host, status):
+    with ph.StatusServer(ph.Standby(primary), role="meta") as server:
+        with Client(server.port) as client:
+            client.send(("GET /meta/apps HTTP/1.1\r\nHost: %s\r\n\r\n" % host).encode())
+            answer = client.answer()
+    assert (answer.status, "location" in answer.headers) == (status, status == 307)
+
+
+def test_a_standby_knows_the_address_it_listens_on_in_any_case():
+    with ph.StatusServer(ph.Standby(None), role="meta", host="localhost") as server:
+        server.publish(ph.Standby("LocalHost:%d" % server.port))
+        with Client(server.port, "localhost") as client:
+            client.send(get_bytes("/meta/apps"))
+            assert client.answer().status == 503
 
 
 @pytest.mark.parametrize("primary", [

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import json
+import math
 import os
 import random
 import struct
@@ -479,6 +480,18 @@ def test_back_off_ends_however_many_pages_are_polled(failure):
         assert set(poll()) <= {502, 503}
         meta.answers = replay.synthetic(STATE)
         wait_until(lambda: poll() == [200] * len(PAGES), "all pages are back")
+
+
+def test_back_off_stays_short_after_thousands_of_attempts():
+    with replay.refused() as dead, reading(dead) as source:
+        for _ in range(3000):
+            source._retry_at = -math.inf
+            with pytest.raises(ph.PageError, match="no meta server is reachable: " + dead):
+                source()
+            assert source._retry_at - time.monotonic() <= 1.0
+        assert source._failures == 3000
+        with ph.StatusServer(source, role="meta") as server:
+            check_error(get(server.port, "/meta/nodes"), 502, "ERR_NETWORK_FAILURE", dead)
 
 
 def test_starting_server_without_handlers_is_passed_over(leader):
