@@ -426,7 +426,7 @@ _HEALTHY_ROW = (
     '"%d":{"app_id":"%d","app_name":"%s","partition_count":"%d","fully_healthy":"%d",'
     '"unhealthy":"%d","write_unhealthy":"%d","read_unhealthy":"%d"}'
 )
-_BLOCK_BITS = 3  # eight ids: at 1,000 tables one block is written in the time that all are joined
+_BLOCK_BITS = 4  # 16 ids: at 1,000 tables one block is written in the time that all are joined
 
 
 class _Block:
