@@ -76,18 +76,6 @@ def test_addresses_that_are_gone_are_forgotten():
     assert [list(counts) for counts in state._replicas] == [[address], ["10.1.0.1:1"]]
 
 
-def test_the_pages_of_a_state_are_bounded_by_their_bytes(monkeypatch):
-    state = support.cluster(tables=50)
-    targets = ["/meta/app?name=table%d&detail" % n for n in range(1, 51)]
-    wanted = [body(support.cluster(tables=50), target) for target in targets]
-    monkeypatch.setattr(ph, "_PAGE_CACHE_BYTES", 5 * len(wanted[0]))
-    for _ in range(2):
-        for target, page in zip(targets, wanted):
-            assert body(state, target) == page
-            kept = sum(len(page.body) for page in state._pages._pages.values())
-            assert 0 < kept <= ph._PAGE_CACHE_BYTES
-
-
 def test_equal_pages_have_equal_tags_and_others_do_not():
     def tag(state, target, *fields):
         answer = ph.respond(state, "GET", target, fields, role="meta")
