@@ -477,8 +477,9 @@ class _PageCache:
         if self._used + len(page.body) > _PAGE_CACHE_BYTES:
             self._pages.clear()
             self._used = 0
-        self._used += len(page.body)
-        self._pages[key] = page
+        if len(page.body) <= _PAGE_CACHE_BYTES:
+            self._used += len(page.body)
+            self._pages[key] = page
 
 
 class _ClusterFields(NamedTuple):
@@ -2132,17 +2133,18 @@ class _Asker:
         self.source.rest()
 
     def _read(self, needs: _Needs) -> None:
+        known = self.known  # `_distrust` puts another in its place: what was read before is lost
         state, until = self._ask_source(needs)
-        before, _ = self.known.get(needs, (None, 0.0))
+        before, _ = known.get(needs, (None, 0.0))
         if isinstance(state, Cluster) and isinstance(before, Cluster):
             if state == before:
                 state = before  # the same object: all that was computed of it still holds
             else:
                 state._inherit(before)
         with self._condition:
-            if len(self.known) >= _ASKED_ENTRIES:
-                self.known.clear()
-            self.known[needs] = (state, until)
+            if len(known) >= _ASKED_ENTRIES:
+                known.clear()
+            known[needs] = (state, until)
             self.last = state
             waiting = self._wanted.pop(needs)
             self.asked_at.pop(needs)
@@ -2491,10 +2493,12 @@ class StateFile(_Source):
             status = os.stat(self._path)
             signature = (status.st_mtime_ns, status.st_size, status.st_ino)
             if self._cluster is None or signature != self._signature:
+                self._signature = signature  # first: `reload` may take it back meanwhile
                 with open(self._path, "rb") as file:
                     self._cluster = _load_cluster(file.read(_STATE_BYTES + 1), self._path)
-                self._signature, self._complaint = signature, ""
+                self._complaint = ""
         except (OSError, ValueError) as error:
+            self._signature = None
             if self._cluster is None:
                 raise
             if str(error) != self._complaint:

@@ -1006,3 +1006,30 @@ def test_a_killed_process_leaves_a_port_that_can_be_used_again():
             process.wait(PATIENCE)
             with serving(command("--role", "meta", "--listen", "127.0.0.1:%d" % port)) as (_, same):
                 assert same == port and get(port, "/version").status == 200
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    path, load = tmp_path / "state.json", ph._load_cluster
+    parsed, release = threading.Event(), threading.Event()
+
+    def slow_load(*arguments):
+        state = load(*arguments)
+        parsed.set()
+        assert release.wait(PATIENCE)
+        return state
+
+    def write(tables):
+        path.write_text(json.dumps(ph._cluster_to_json(cluster(tables=tables))))
+
+    write(2)
+    source = ph.StateFile(str(path), max_age=3600.0)
+    with ph.StatusServer(source, role="meta") as server, Client(server.port) as client:
+        monkeypatch.setattr(ph, "_load_cluster", slow_load)
+        client.send(soak.request("/meta/apps"))
+        assert parsed.wait(PATIENCE)
+        write(3)
+        source.reload()
+        server._distrust()
+        release.set()
+        assert client.answer().status == 200
+        assert get(server.port, "/meta/apps").json["summary"] == {"total_app_count": "3"}

@@ -1,5 +1,6 @@
 """States that follow each other: what pages take over from the last one never shows."""
 
+import json
 import random
 
 import pytest
@@ -63,6 +64,28 @@ def test_a_page_is_the_same_whatever_was_served_before(seed):
             assert body(state, target) == body(ph.Cluster(*state), target), target
         state = changed(chance, state)
         server.publish(state)
+
+
+def counts(state, address, target="/meta/nodes?detail"):
+    row = json.loads(body(state, target).decode())["details"][address]
+    return [int(row[key]) for key in ("replica_count", "primary_count", "secondary_count")]
+
+
+@pytest.mark.parametrize("how", ["removed", "DROPPED", "CREATING"])
+def test_a_dropped_table_has_no_replicas_any_more(how):
+    address, before = "10.0.0.1:34801", support.cluster(tables=3, nodes=3)
+    server = ph.StatusServer(before, role="meta")
+    assert counts(before, address) == [12, 4, 8]
+    one, two, three = before.apps
+    left = [one, three] if how == "removed" else [one, two._replace(status=how), three]
+    after, back = before._replace(apps=left), before._replace()
+    server.publish(after)
+    assert counts(after, address) == [8, 3, 5]
+    assert list(json.loads(body(after, "/meta/apps").decode())["general_info"]) == ["1", "3"]
+    kept = counts(before, address, "/meta/nodes?detail&pretty")  # a page not asked for before
+    assert kept == [12, 4, 8], "the older state is not touched"
+    server.publish(back)
+    assert counts(back, address) == [12, 4, 8]
 
 
 def test_addresses_that_are_gone_are_forgotten():
