@@ -1890,7 +1890,8 @@ class _Loop:
                 pass  # that was all
             except OSError:
                 data = b""
-        answer = None if handler.buffer else self._server._memo.get(data)
+        long = len(data) >= _POLL_BYTES  # what is shorter has been looked up
+        answer = self._server._memo.get(data) if long and not handler.buffer else None
         if answer is None:
             self._received(handler, data)
         else:
@@ -1958,7 +1959,7 @@ class _Loop:
         if len(head) + len(body) <= _SEND_JOINED or not _CAN_GATHER:
             head, body = head + body, b""
         raw, handler.raw, handler.in_head = handler.raw, None, False
-        alone = raw is not None and not handler.buffer and not handler.linger
+        alone = not handler.buffer and not handler.linger
         if memo is not None and raw is not None and alone and response.status < 400:
             self._memoise(memo, raw, (head, body, handler.close_connection), until)
         self._send(handler, head, body)
