@@ -104,7 +104,7 @@ __all__ = [
     "start",
 ]
 
-# === Limits ======================================================================================
+# --- limits ---------------------------------------------------------------------------------------
 # All are read when they are used: assign to the module's attribute before `start` to change one.
 
 _MAX_LINE = 8 * 1024  # bytes of the request line or of one field line: what most servers allow
@@ -136,21 +136,7 @@ _BATCH = 64  # RPC requests under way (8 KB fit every socket buffer), accepts in
 _MAX_HOPS = 3  # forward addresses followed: the named leader may have lost its lease since
 _SOURCE_IDLE_SECONDS = 30.0  # an unused connection to a meta server is closed after so long
 
-# === Cluster model ===============================================================================
-
-_APP_STATUSES = (  # enum app_status of Pegasus, without its AS_, in the order of its numbers
-    "INVALID",
-    "AVAILABLE",
-    "CREATING",
-    "CREATE_FAILED",
-    "DROPPING",
-    "DROP_FAILED",
-    "DROPPED",
-    "RECALLING",
-)
-_LIVE_STATUSES = ("AVAILABLE", "CREATING", "DROPPING", "RECALLING")  # their names are unique
-_NODE_STATUSES = ("ALIVE", "UNALIVE")
-_LAST_SECOND = 253402300799 - 86400  # of year 9999, whatever the time zone
+# === 2. Checks and text ==========================================================================
 
 # Patterns off the path of a request are compiled at their first use: 90 us of the import each.
 _ADDRESS = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})"
@@ -172,7 +158,7 @@ def _node_order(address: str) -> tuple[int, bytes, int]:
         return 1, host.encode(), int(port)
 
 
-def _wrong(where: str, expected: str, got: object) -> ValueError:
+def _bad_value(where: str, expected: str, got: object) -> ValueError:
     if got is None or isinstance(got, (bool, int, float, str)):
         text = _encode(got)
     else:
@@ -183,33 +169,33 @@ def _wrong(where: str, expected: str, got: object) -> ValueError:
 
 def _check_count(value: object, where: str, most: int = 2**31 - 1, least: int = 0) -> None:
     if type(value) is not int or not least <= value <= most:
-        raise _wrong(where, "a whole number from %d to %d" % (least, most), value)
+        raise _bad_value(where, "a whole number from %d to %d" % (least, most), value)
 
 
 def _check_seconds(value: object, where: str, least: float = 0.0) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not least <= value <= _MAX_SECONDS:  # type: ignore[operator]
-        raise _wrong(where, "seconds from %g to %g" % (least, _MAX_SECONDS), value)
+        raise _bad_value(where, "seconds from %g to %g" % (least, _MAX_SECONDS), value)
 
 
 def _check_text(value: object, where: str) -> None:
     if not isinstance(value, str):
-        raise _wrong(where, "a string", value)
+        raise _bad_value(where, "a string", value)
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise _wrong(where, "text that UTF-8 can encode", ascii(value)) from None
+        raise _bad_value(where, "text that UTF-8 can encode", ascii(value)) from None
 
 
 def _check_choice(value: object, where: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise _wrong(where, "one of " + ", ".join(choices), value)
+        raise _bad_value(where, "one of " + ", ".join(choices), value)
 
 
 def _check_address(value: object, where: str, none: str = "") -> None:
     """`none` is " or null" where no address at all is fine too."""
     if not (none and value is None) and not (isinstance(value, str) and _is_address(value)):
-        raise _wrong(where, '"host:port"' + none, value)
+        raise _bad_value(where, '"host:port"' + none, value)
 
 
 def _check_unique(where: str, field: str, values: Sequence[object]) -> None:
@@ -219,6 +205,43 @@ def _check_unique(where: str, field: str, values: Sequence[object]) -> None:
             if first.setdefault(value, n) != n:
                 raise ValueError("%s[%d].%s: %r is that of %s[%d] already"
                                  % (where, n, field, value, where, first[value]))  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder() -> json.JSONEncoder:
+    import json  # here: 2 ms of the import of this module
+
+    return json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+def _encode(value: object) -> str:
+    """As JSON. Non-ASCII text stays as it is, like in the real server's answers."""
+    return _encoder().encode(value)
+
+
+def _escape(text: str) -> str:
+    return _encode(text)[1:-1]
+
+
+def _local_time(second: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+
+
+# === 3. Cluster model ============================================================================
+
+_APP_STATUSES = (  # enum app_status of Pegasus, without its AS_, in the order of its numbers
+    "INVALID",
+    "AVAILABLE",
+    "CREATING",
+    "CREATE_FAILED",
+    "DROPPING",
+    "DROP_FAILED",
+    "DROPPED",
+    "RECALLING",
+)
+_LIVE_STATUSES = ("AVAILABLE", "CREATING", "DROPPING", "RECALLING")  # their names are unique
+_NODE_STATUSES = ("ALIVE", "UNALIVE")
+_LAST_SECOND = 253402300799 - 86400  # of year 9999, whatever the time zone
 
 
 class Partition(NamedTuple):
@@ -241,18 +264,18 @@ class Partition(NamedTuple):
 def _check_partition(p: object, where: str) -> None:
     """64,000 of these are a normal cluster: the checks are inline, the text only when needed."""
     if not isinstance(p, Partition):
-        raise _wrong(where, "a Partition", p)
+        raise _bad_value(where, "a Partition", p)
     if type(p.ballot) is not int or not -1 <= p.ballot < 2**63:
-        raise _wrong(where + ".ballot", "a whole number from -1 to 2**63 - 1", p.ballot)
+        raise _bad_value(where + ".ballot", "a whole number from -1 to 2**63 - 1", p.ballot)
     if p.max_replica_count is not None:
         _check_count(p.max_replica_count, where + ".max_replica_count")
     if p.primary is not None and not (isinstance(p.primary, str) and _is_address(p.primary)):
-        raise _wrong(where + ".primary", '"host:port" or null', p.primary)
+        raise _bad_value(where + ".primary", '"host:port" or null', p.primary)
     if not isinstance(p.secondaries, tuple):
-        raise _wrong(where + ".secondaries", 'a tuple of "host:port"', p.secondaries)
+        raise _bad_value(where + ".secondaries", 'a tuple of "host:port"', p.secondaries)
     for n, address in enumerate(p.secondaries):
         if not (isinstance(address, str) and _is_address(address)):
-            raise _wrong("%s.secondaries[%d]" % (where, n), '"host:port"', address)
+            raise _bad_value("%s.secondaries[%d]" % (where, n), '"host:port"', address)
 
 
 class _AppFields(NamedTuple):
@@ -329,18 +352,18 @@ class App(_AppFields):
         _check_count(self.app_id, "app_id")
         _check_text(self.app_name, "app_name")
         if not self.app_name:
-            raise _wrong("app_name", "at least one character", self.app_name)
+            raise _bad_value("app_name", "at least one character", self.app_name)
         _check_count(self.partition_count, "partition_count")
         for n, partition in enumerate(self.partitions or ()):
             _check_partition(partition, "partitions[%d]" % n)
         if self.partitions is not None and len(self.partitions) != self.partition_count:
             expected = "%d, the number of partitions" % len(self.partitions)
-            raise _wrong("partition_count", expected, self.partition_count)
+            raise _bad_value("partition_count", expected, self.partition_count)
         _check_count(self.max_replica_count, "max_replica_count")
         _check_choice(self.status, "status", _APP_STATUSES)
         _check_text(self.app_type, "app_type")
         if not isinstance(self.is_stateful, bool):
-            raise _wrong("is_stateful", "true or false", self.is_stateful)
+            raise _bad_value("is_stateful", "true or false", self.is_stateful)
         for key, value in self.envs:
             _check_text(key, "envs")
             _check_text(value, "envs[%r]" % key)
@@ -363,26 +386,6 @@ class App(_AppFields):
             elif not secondaries:
                 write += 1
         return fully, write, read
-
-
-@functools.lru_cache(maxsize=1)
-def _encoder() -> json.JSONEncoder:
-    import json  # here: 2 ms of the import of this module
-
-    return json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-
-
-def _encode(value: object) -> str:
-    """As JSON. Non-ASCII text stays as it is, like in the real server's answers."""
-    return _encoder().encode(value)
-
-
-def _escape(text: str) -> str:
-    return _encode(text)[1:-1]
-
-
-def _local_time(second: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
 
 
 class Node(NamedTuple):
@@ -554,14 +557,14 @@ class Cluster(_ClusterFields):
     def _check(self) -> None:
         for n, app in enumerate(self.apps):
             if not isinstance(app, App):
-                raise _wrong("apps[%d]" % n, "an App", app)
+                raise _bad_value("apps[%d]" % n, "an App", app)
         _check_unique("apps", "app_id", [app.app_id for app in self.apps])
         names = [app.app_name if app.status in _LIVE_STATUSES else n
                  for n, app in enumerate(self.apps)]  # fmt: skip
         _check_unique("apps", "app_name", names)
         for n, node in enumerate(self.nodes):
             if not isinstance(node, Node):
-                raise _wrong("nodes[%d]" % n, "a Node", node)
+                raise _bad_value("nodes[%d]" % n, "a Node", node)
             _check_address(node.address, "nodes[%d].address" % n)
             _check_choice(node.status, "nodes[%d].status" % n, _NODE_STATUSES)
         _check_unique("nodes", "address", [node.address for node in self.nodes])
@@ -645,8 +648,7 @@ class Standby(_StandbyFields):
         return super().__new__(cls, primary)
 
 
-# === Pages =======================================================================================
-
+# === 4. Pages ====================================================================================
 
 class PageError(Exception):
     """An answer that is an error, in Pegasus's form. Pages and sources may raise it.
@@ -675,7 +677,7 @@ def _not_active(hint: str) -> PageError:
     return PageError(503, "ERR_SERVICE_NOT_ACTIVE", hint, _RETRY_AFTER)
 
 
-class _Site(NamedTuple):
+class _Settings(NamedTuple):
     """What a server was told at its start, as far as pages depend on it."""
 
     role: str
@@ -711,35 +713,35 @@ def _process_start(pid: int) -> float:
 _IMPORTED = time.time()
 
 
-def _index(state: _State, query: _Query, site: _Site) -> _Page:
+def _index(state: _State, query: _Query, settings: _Settings) -> _Page:
     """This list."""
     return {
-        path: _help(route) for path, route in sorted(ROUTES.items()) if site.role in route.roles
+        path: _help(route) for path, route in sorted(ROUTES.items()) if settings.role in route.roles
     }
 
 
-def _version(state: _State, query: _Query, site: _Site) -> _Page:
+def _version(state: _State, query: _Query, settings: _Settings) -> _Page:
     """Version and commit of the server."""
     of_state = (state.version, state.git_commit) if isinstance(state, Cluster) else (None, None)
     page: dict[str, Any] = {
-        "Version": site.version or of_state[0] or __version__,
-        "GitCommit": site.git_commit or of_state[1] or "unknown",
+        "Version": settings.version or of_state[0] or __version__,
+        "GitCommit": settings.git_commit or of_state[1] or "unknown",
     }
-    return page if site.flat else {"Version": page}
+    return page if settings.flat else {"Version": page}
 
 
-def _start_time(state: _State, query: _Query, site: _Site) -> _Page:
+def _start_time(state: _State, query: _Query, settings: _Settings) -> _Page:
     """Start of the process, in local time."""
     page: dict[str, Any] = {"RecentStartTime": _local_time(_process_start(os.getpid()))}
-    return page if site.flat else {"RecentStartTime": page}
+    return page if settings.flat else {"RecentStartTime": page}
 
 
-def _health(state: _State, query: _Query, site: _Site) -> _Page:
+def _health(state: _State, query: _Query, settings: _Settings) -> _Page:
     """Whether the server is up; with primary, 503 unless it is the primary meta server."""
-    primary = site.role == "meta" and isinstance(state, Cluster)
+    primary = settings.role == "meta" and isinstance(state, Cluster)
     if query.primary and not primary:
         raise _not_active("this server is not the primary meta server")
-    return {"status": "ok", "role": site.role, "primary": "true" if primary else "false"}
+    return {"status": "ok", "role": settings.role, "primary": "true" if primary else "false"}
 
 
 def _find_app(cluster: Cluster, name: str) -> App:
@@ -755,7 +757,7 @@ def _find_app(cluster: Cluster, name: str) -> App:
     return app
 
 
-def _meta_app(state: _State, query: _Query, site: _Site) -> _Page:
+def _meta_app(state: _State, query: _Query, settings: _Settings) -> _Page:
     """One table: its partitions, their replicas and their health."""
     cluster = _as_cluster(state)
     app = _find_app(cluster, query.name)
@@ -815,7 +817,7 @@ def _app_nodes(app: App) -> dict[str, Any]:
     }
 
 
-def _meta_apps(state: _State, query: _Query, site: _Site) -> _Page:
+def _meta_apps(state: _State, query: _Query, settings: _Settings) -> _Page:
     """All available tables; with detail, their health."""
     blocks = _as_cluster(state)._blocks
     summary = {"total_app_count": str(sum([len(block.apps) for block in blocks]))}
@@ -833,7 +835,7 @@ def _commas(pieces: list[bytes]) -> list[bytes]:
     return [part for piece in pieces if piece for part in (b",", piece)][1:]
 
 
-def _meta_nodes(state: _State, query: _Query, site: _Site) -> _Page:
+def _meta_nodes(state: _State, query: _Query, settings: _Settings) -> _Page:
     """All replica servers; with detail, their replicas."""
     cluster = _as_cluster(state)
     rows = []
@@ -855,7 +857,7 @@ def _meta_nodes(state: _State, query: _Query, site: _Site) -> _Page:
     return _Pieces([page.encode()])
 
 
-def _meta_cluster(state: _State, query: _Query, site: _Site) -> _Page:
+def _meta_cluster(state: _State, query: _Query, settings: _Settings) -> _Page:
     """The cluster: meta servers, ZooKeeper, function level, balance."""
     cluster = _as_cluster(state)
     primary_sd, total_sd = cluster[8:10]
@@ -872,7 +874,7 @@ def _meta_cluster(state: _State, query: _Query, site: _Site) -> _Page:
         "primary_replica_count_stddev": primary_sd,
         "total_replica_count_stddev": total_sd,
     }
-    return page if site.flat else {"cluster_info": page}
+    return page if settings.flat else {"cluster_info": page}
 
 
 def _stddevs(cluster: Cluster) -> tuple[str, str]:
@@ -917,19 +919,18 @@ def _as_cluster(state: _State) -> Cluster:
     raise _not_active("no state has been published yet")
 
 
-# === Routes ======================================================================================
-
+# === 5. Routes ===================================================================================
 
 class _Route(NamedTuple):
     """One row of the dispatch table.
 
-    page: (state, query, site) -> JSON-able; the first line of its docstring is the help text.
+    page: (state, query, settings) -> JSON-able; the first line of its docstring is the help text.
     parameters: query parameters besides `pretty`. roles: who serves it.
     needs: the parts of a cluster's state it shows; detail_needs: those that `detail` adds.
     waits: whether it waits for a source; if not, what was last known will do.
     """
 
-    page: Callable[[_State, _Query, _Site], _Page]
+    page: Callable[[_State, _Query, _Settings], _Page]
     parameters: tuple[str, ...] = ()
     roles: tuple[str, ...] = ("meta",)
     needs: tuple[str, ...] = ()
@@ -968,7 +969,7 @@ class Response(NamedTuple):
     body: bytes
 
 
-class _Call(NamedTuple):
+class _PageRequest(NamedTuple):
     """A request that is in order: which page, with which parameters."""
 
     path: str
@@ -990,12 +991,12 @@ def _help(route: _Route) -> str:
 
 
 @functools.lru_cache(maxsize=_MEMO_ENTRIES)
-def _resolve(method: str, target: str, role: str) -> _Call:
+def _resolve(method: str, target: str, role: str) -> _PageRequest:
     """Which page `target` asks for; PageError when that is none or not in order."""
     if method not in ("GET", "HEAD", "OPTIONS", *_OTHER_METHODS):
         raise PageError(501, "ERR_INVALID_DATA", "unknown method: " + method)
     if target == "*" and method == "OPTIONS":  # RFC 9110, 9.3.7: about the server as a whole
-        return _Call("/", _Query())
+        return _PageRequest("/", _Query())
     raw_path, _, raw_query = _origin_form(target).partition("?")
     path = _parse_path(raw_path)
     route = ROUTES.get(path)
@@ -1005,11 +1006,11 @@ def _resolve(method: str, target: str, role: str) -> _Call:
         hint = '"%s" is served by meta servers; this is a replica server' % path
         raise PageError(404, "ERR_HANDLER_NOT_FOUND", hint)
     if method == "OPTIONS":
-        return _Call("/", _Query())  # whose answer needs no source
+        return _PageRequest("/", _Query())  # whose answer needs no source
     if method in _OTHER_METHODS:
         hint = "method %s is not allowed for %s" % (method, path)
         raise PageError(405, "ERR_HANDLER_NOT_FOUND", hint, _ALLOW)
-    return _Call(path, _parse_query(raw_query, route.parameters))
+    return _PageRequest(path, _parse_query(raw_query, route.parameters))
 
 
 _ORIGIN_FORM = r"/[!\"$-~]*"  # visible ASCII without "#", which starts a fragment
@@ -1098,24 +1099,29 @@ def respond(
     """
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     fields = {name.lower(): value for name, value in pairs}
-    site = _Site(role, version, git_commit, flat, compress, "")
+    settings = _Settings(role, version, git_commit, flat, compress, "")
     try:
         call = _resolve(method, target, role)
     except PageError as error:
         return _error_response(error, method)
-    return _respond(state, method, target, fields, site, call)
+    return _respond(state, method, target, fields, settings, call)
 
 
 def _respond(
-    state: _State, method: str, target: str, fields: Mapping[str, str], site: _Site, call: _Call
+    state: _State,
+    method: str,
+    target: str,
+    fields: Mapping[str, str],
+    settings: _Settings,
+    call: _PageRequest,
 ) -> Response:
     if method == "OPTIONS":
         return Response(204, _ALLOW + _NO_SNIFF, b"")
     try:
         if isinstance(state, Standby) and call.path.startswith("/meta/"):
-            response = _redirect(state, target, fields, site)
+            response = _redirect(state, target, fields, settings)
         else:
-            response = _page_response(state, fields, site, call)
+            response = _page_response(state, fields, settings, call)
     except PageError as error:
         return _error_response(error, method)
     condition = fields.get("if-none-match")
@@ -1126,41 +1132,45 @@ def _respond(
     return response._replace(body=b"") if method == "HEAD" else response
 
 
-def _redirect(state: Standby, target: str, fields: Mapping[str, str], site: _Site) -> Response:
+def _redirect(
+    state: Standby, target: str, fields: Mapping[str, str], settings: _Settings
+) -> Response:
     """To the primary, built from the raw target: whatever it holds stays behind the authority."""
     primary = state.primary
     if primary is None:
         raise _not_active("no primary meta server is known")
     host = fields.get("host", "").lower()
-    if primary.lower() in (site.address.lower(), host, host + ":80"):
+    if primary.lower() in (settings.address.lower(), host, host + ":80"):
         raise _not_active("the primary meta server is not known: it cannot be this standby")
     hint = "the primary meta server is %s" % primary
     location = ("Location", "http://%s%s" % (primary, _origin_form(target)))
     return _error_response(PageError(307, "ERR_FORWARD_TO_OTHERS", hint, (location,)), "GET")
 
 
-def _page_response(state: _State, fields: Mapping[str, str], site: _Site, call: _Call) -> Response:
-    gzipped = site.compress and _accepts_gzip(fields.get("accept-encoding", ""))
-    vary = (("Vary", "Accept-Encoding"),) if site.compress else ()
+def _page_response(
+    state: _State, fields: Mapping[str, str], settings: _Settings, call: _PageRequest
+) -> Response:
+    gzipped = settings.compress and _accepts_gzip(fields.get("accept-encoding", ""))
+    vary = (("Vary", "Accept-Encoding"),) if settings.compress else ()
     if not call.path.startswith("/meta/"):
         headers = _NO_STORE if call.path == "/health" else ()
-        body, _ = _body(call.route.page(state, call.query, site), call)
+        body, _ = _body(call.route.page(state, call.query, settings), call)
         return _encoded(body, headers, vary, gzipped)
     cluster = _as_cluster(state)
-    key = (call.path, call.query, site.flat, site.compress, gzipped)
+    key = (call.path, call.query, settings.flat, settings.compress, gzipped)
     response = cluster._pages.get(key)
     if response is None:
         if gzipped:
-            plain = _page_response(cluster, {}, site, call)
+            plain = _page_response(cluster, {}, settings, call)
             body, tag = plain.body, dict(plain.headers)["ETag"].strip('"')
         else:
-            body, tag = _body(call.route.page(cluster, call.query, site), call)
+            body, tag = _body(call.route.page(cluster, call.query, settings), call)
         response = _encoded(body, (("Cache-Control", "no-cache"),), vary, gzipped, tag)
         cluster._pages.keep(key, response)
     return response
 
 
-def _body(page: _Page, call: _Call) -> tuple[bytes, str]:
+def _body(page: _Page, call: _PageRequest) -> tuple[bytes, str]:
     """The page's bytes, and an entity tag for them."""
     if call.query.pretty:
         import json
@@ -1223,7 +1233,8 @@ def _accepts_gzip(field: str) -> bool:
     return weights.get("gzip", weights.get("x-gzip", weights.get("*", False)))
 
 
-# === Protocol ====================================================================================
+# === 6. HTTP protocol ============================================================================
+
 # Pure functions on bytes: no socket, no clock, no state.
 
 
@@ -1361,8 +1372,7 @@ def _frame(response: Response, second: int, connection: str) -> bytes:
     return "\r\n".join(lines).encode("latin-1", "replace") + b"\r\n\r\n"
 
 
-# === Connection ==================================================================================
-
+# === 7. Conversation =============================================================================
 
 class StatusHandler(BaseHTTPRequestHandler):
     """One connection: request bytes in, answer bytes out.
@@ -1397,7 +1407,7 @@ class StatusHandler(BaseHTTPRequestHandler):
         self.ticket = self.drained = 0
         self.linger = False
         self.raw: bytes | None = None
-        self.call: _Call | None = None
+        self.call: _PageRequest | None = None
         self.done: Callable[[_State], None] = _nobody
         self._failure: PageError | None = None
         self._scanned = 0
@@ -1433,7 +1443,7 @@ class StatusHandler(BaseHTTPRequestHandler):
         self.close_connection = not head.keep_alive or head.has_body
         self.linger = head.has_body
         try:
-            self.call = _resolve(head.method, head.target, self.status_server._site.role)
+            self.call = _resolve(head.method, head.target, self.status_server._settings.role)
         except PageError as error:
             self.call, self._failure = None, error
         return True
@@ -1477,8 +1487,8 @@ class StatusHandler(BaseHTTPRequestHandler):
         """
         if self.call is None:
             return _error_response(self._failure or PageError(500, "ERR_UNKNOWN", ""), self.command)
-        site = self.status_server._site
-        return _respond(state, self.command, self.path, self.headers, site, self.call)
+        settings = self.status_server._settings
+        return _respond(state, self.command, self.path, self.headers, settings, self.call)
 
     def handle(self) -> None:
         """Blocking style: requests until the client or an error ends it. Overridden because the
@@ -1551,8 +1561,142 @@ def _logger(child: str = "") -> logging.Logger:
     return logging.getLogger("pegasus_http" + child)
 
 
-# === Server ======================================================================================
+# === 8. Worker ===================================================================================
 
+class _Source:
+    """What the asking thread reads from. `LiveCluster` reads by page, a plain callable does not."""
+
+    def needs(self, call: _PageRequest) -> _Needs | None:
+        """What `call` needs of this source, as a key; None when nothing."""
+        raise NotImplementedError
+
+    def read(self, needs: _Needs) -> tuple[_State, float]:
+        """The state, and the time.monotonic() until which it is fresh."""
+        raise NotImplementedError
+
+    def rest(self) -> None:
+        """Nobody has asked for a while: let go of what can be had again."""
+
+    def forked(self) -> None:
+        """In a child process: what is open is the parent's, a lock may be held for ever."""
+
+
+class _CallableSource(_Source):
+    def __init__(self, function: Callable[[], _State], max_age: float) -> None:
+        self._function, self._max_age = function, max_age
+
+    def needs(self, call: _PageRequest) -> _Needs | None:
+        return (("state",), "") if call.needs and call.path != "/version" else None
+
+    def read(self, needs: _Needs) -> tuple[_State, float]:
+        return self._function(), time.monotonic() + self._max_age
+
+
+def _as_source(source: Any, max_age: float) -> _Source:
+    return source if isinstance(source, _Source) else _CallableSource(source, max_age)
+
+
+class _Asker:
+    """The thread that asks a source: one call at a time, shared by all who wait for it."""
+
+    def __init__(self, source: _Source, server: StatusServer) -> None:
+        self.source = source
+        self.known: dict[_Needs, tuple[_State, float]] = {}  # its last answer, and until when
+        self.last: _State = None
+        self._server = server
+        self.asked_at: dict[_Needs, float] = {}  # when what is under way was first asked for
+        self._wanted: dict[_Needs, list[Callable[[_State], None]]] = {}
+        self._condition = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+
+    def ask(self, needs: _Needs, done: Callable[[_State], None] | None = None) -> None:
+        """Have `done` called with the next state, on the asking thread. From any thread."""
+        with self._condition:
+            waiting = self._wanted.setdefault(needs, [])
+            self.asked_at.setdefault(needs, time.monotonic())
+            if done is not None:
+                waiting.append(done)
+            if self._thread is None:
+                name = "pegasus-http-source:%d" % self._server.port
+                thread = threading.Thread(target=self._run, name=name, daemon=True)
+                thread.start()
+                self._thread = thread
+            self._condition.notify()
+
+    def forget(self, needs: _Needs, done: Callable[[_State], None]) -> None:
+        """Whoever gave `done` waits no longer. From any thread."""
+        with self._condition:
+            if done in self._wanted.get(needs, ()):
+                self._wanted[needs].remove(done)
+
+    def stop(self) -> None:
+        """End the thread as soon as the source lets go of it. From any thread."""
+        with self._condition:
+            self._stopped = True
+            self._condition.notify()
+        _join_thread(self._thread, _STOP_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                idle = not (
+                    self._wanted or self._stopped or self._condition.wait(_SOURCE_IDLE_SECONDS)
+                )
+                if self._stopped:
+                    break
+                needs = next(iter(self._wanted), None)
+            if needs is not None:
+                self._read(needs)
+            elif idle:
+                self.source.rest()
+        self.source.rest()
+
+    def _read(self, needs: _Needs) -> None:
+        known = self.known  # `_distrust` puts another in its place: what was read before is lost
+        state, until = self._ask_source(needs)
+        before, _ = known.get(needs, (None, 0.0))
+        if isinstance(state, Cluster) and isinstance(before, Cluster):
+            if state == before:
+                state = before  # the same object: all that was computed of it still holds
+            else:
+                state._inherit(before)
+        with self._condition:
+            if len(known) >= _ASKED_ENTRIES:
+                known.clear()
+            known[needs] = (state, until)
+            self.last = state
+            waiting = self._wanted.pop(needs)
+            self.asked_at.pop(needs)
+        self._server.counters.refreshes += 1
+        for done in waiting:
+            done(state)
+
+    def _ask_source(self, needs: _Needs) -> tuple[_State, float]:
+        try:
+            state, until = self.source.read(needs)
+        except PageError as error:
+            return error.with_traceback(None), time.monotonic()
+        except BaseException as error:
+            self._server._report("the source raised %s" % type(error).__name__, exc_info=True)
+            hint = "the source of this page failed; the log of the server tells more"
+            return PageError(500, "ERR_UNKNOWN", hint), time.monotonic()
+        if state is not None and not isinstance(state, (Cluster, Standby, PageError)):
+            kind = type(state).__name__
+            self._server._report("the source returned %s, not a Cluster or Standby" % kind)
+            hint = "the source of this page returned no cluster state"
+            return PageError(500, "ERR_UNKNOWN", hint), until
+        return (_not_active("the source is not ready") if state is None else state), until
+
+
+def _join_thread(thread: threading.Thread | None, seconds: float) -> None:
+    """Wait for it, unless it is this one, or frozen because the interpreter is shutting down."""
+    if thread is None or thread is threading.current_thread() or sys.is_finalizing():
+        return
+    thread.join(seconds)
+
+
+# === 9. Loop =====================================================================================
 
 class _SelectorPoller:
     """Readiness through `selectors`, for platforms without epoll."""
@@ -2050,138 +2194,7 @@ class _Loop:
             self._close(handler)
 
 
-class _Source:
-    """What the asking thread reads from. `LiveCluster` reads by page, a plain callable does not."""
-
-    def needs(self, call: _Call) -> _Needs | None:
-        """What `call` needs of this source, as a key; None when nothing."""
-        raise NotImplementedError
-
-    def read(self, needs: _Needs) -> tuple[_State, float]:
-        """The state, and the time.monotonic() until which it is fresh."""
-        raise NotImplementedError
-
-    def rest(self) -> None:
-        """Nobody has asked for a while: let go of what can be had again."""
-
-    def forked(self) -> None:
-        """In a child process: what is open is the parent's, a lock may be held for ever."""
-
-
-class _CallableSource(_Source):
-    def __init__(self, function: Callable[[], _State], max_age: float) -> None:
-        self._function, self._max_age = function, max_age
-
-    def needs(self, call: _Call) -> _Needs | None:
-        return (("state",), "") if call.needs and call.path != "/version" else None
-
-    def read(self, needs: _Needs) -> tuple[_State, float]:
-        return self._function(), time.monotonic() + self._max_age
-
-
-def _as_source(source: Any, max_age: float) -> _Source:
-    return source if isinstance(source, _Source) else _CallableSource(source, max_age)
-
-
-class _Asker:
-    """The thread that asks a source: one call at a time, shared by all who wait for it."""
-
-    def __init__(self, source: _Source, server: StatusServer) -> None:
-        self.source = source
-        self.known: dict[_Needs, tuple[_State, float]] = {}  # its last answer, and until when
-        self.last: _State = None
-        self._server = server
-        self.asked_at: dict[_Needs, float] = {}  # when what is under way was first asked for
-        self._wanted: dict[_Needs, list[Callable[[_State], None]]] = {}
-        self._condition = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._stopped = False
-
-    def ask(self, needs: _Needs, done: Callable[[_State], None] | None = None) -> None:
-        """Have `done` called with the next state, on the asking thread. From any thread."""
-        with self._condition:
-            waiting = self._wanted.setdefault(needs, [])
-            self.asked_at.setdefault(needs, time.monotonic())
-            if done is not None:
-                waiting.append(done)
-            if self._thread is None:
-                name = "pegasus-http-source:%d" % self._server.port
-                thread = threading.Thread(target=self._run, name=name, daemon=True)
-                thread.start()
-                self._thread = thread
-            self._condition.notify()
-
-    def forget(self, needs: _Needs, done: Callable[[_State], None]) -> None:
-        """Whoever gave `done` waits no longer. From any thread."""
-        with self._condition:
-            if done in self._wanted.get(needs, ()):
-                self._wanted[needs].remove(done)
-
-    def stop(self) -> None:
-        """End the thread as soon as the source lets go of it. From any thread."""
-        with self._condition:
-            self._stopped = True
-            self._condition.notify()
-        _join_thread(self._thread, _STOP_SECONDS)
-
-    def _run(self) -> None:
-        while True:
-            with self._condition:
-                idle = not (
-                    self._wanted or self._stopped or self._condition.wait(_SOURCE_IDLE_SECONDS)
-                )
-                if self._stopped:
-                    break
-                needs = next(iter(self._wanted), None)
-            if needs is not None:
-                self._read(needs)
-            elif idle:
-                self.source.rest()
-        self.source.rest()
-
-    def _read(self, needs: _Needs) -> None:
-        known = self.known  # `_distrust` puts another in its place: what was read before is lost
-        state, until = self._ask_source(needs)
-        before, _ = known.get(needs, (None, 0.0))
-        if isinstance(state, Cluster) and isinstance(before, Cluster):
-            if state == before:
-                state = before  # the same object: all that was computed of it still holds
-            else:
-                state._inherit(before)
-        with self._condition:
-            if len(known) >= _ASKED_ENTRIES:
-                known.clear()
-            known[needs] = (state, until)
-            self.last = state
-            waiting = self._wanted.pop(needs)
-            self.asked_at.pop(needs)
-        self._server.counters.refreshes += 1
-        for done in waiting:
-            done(state)
-
-    def _ask_source(self, needs: _Needs) -> tuple[_State, float]:
-        try:
-            state, until = self.source.read(needs)
-        except PageError as error:
-            return error.with_traceback(None), time.monotonic()
-        except BaseException as error:
-            self._server._report("the source raised %s" % type(error).__name__, exc_info=True)
-            hint = "the source of this page failed; the log of the server tells more"
-            return PageError(500, "ERR_UNKNOWN", hint), time.monotonic()
-        if state is not None and not isinstance(state, (Cluster, Standby, PageError)):
-            kind = type(state).__name__
-            self._server._report("the source returned %s, not a Cluster or Standby" % kind)
-            hint = "the source of this page returned no cluster state"
-            return PageError(500, "ERR_UNKNOWN", hint), until
-        return (_not_active("the source is not ready") if state is None else state), until
-
-
-def _join_thread(thread: threading.Thread | None, seconds: float) -> None:
-    """Wait for it, unless it is this one, or frozen because the interpreter is shutting down."""
-    if thread is None or thread is threading.current_thread() or sys.is_finalizing():
-        return
-    thread.join(seconds)
-
+# === 10. Server ==================================================================================
 
 class _Counters:
     """What a server has done since it was made; plain numbers for the host's own metrics.
@@ -2237,7 +2250,7 @@ class StatusServer:
         _check_seconds(timeout, "timeout", 0.001)
         _check_seconds(max_age, "max_age")
         self._host, self._port = host, port
-        self._site = _Site(role, version, git_commit, flat, compress, _join(host, port))
+        self._settings = _Settings(role, version, git_commit, flat, compress, _join(host, port))
         self._timeout, self._access_log = timeout, access_log
         self._max_connections = max_connections
         asked = callable(source) or isinstance(source, _Source)
@@ -2292,7 +2305,8 @@ class StatusServer:
             try:
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited
                 self._port_bound = int(listener.getsockname()[1])
-                self._site = self._site._replace(address=_join(self._host, self._port_bound))
+                address = _join(self._host, self._port_bound)
+                self._settings = self._settings._replace(address=address)
                 loop = _Loop(self, listener)
                 name = "pegasus-http:%d" % self._port_bound
                 thread = threading.Thread(target=loop.run, name=name, daemon=True)
@@ -2337,7 +2351,7 @@ class StatusServer:
         self._state = state
         self._memo = {}
 
-    def _state_for(self, call: _Call | None) -> tuple[bool, _State, float]:
+    def _state_for(self, call: _PageRequest | None) -> tuple[bool, _State, float]:
         """(whether it can be answered now, the state, until when that may be memoised)."""
         asker = self._asker
         if asker is None or call is None:
@@ -2356,24 +2370,24 @@ class StatusServer:
             asker.ask(needs)
         return True, state, until
 
-    def _patience(self, call: _Call | None) -> float:
+    def _patience(self, call: _PageRequest | None) -> float:
         waits = call is None or call.route.waits
         return self._timeout if waits else min(self._timeout, _GLANCE_SECONDS)
 
-    def _late(self, call: _Call | None) -> _State:
+    def _late(self, call: _PageRequest | None) -> _State:
         """What a page shows whose source has not answered in time."""
         if call is None or not call.route.waits:
             return None
         hint = "the source of this page has not answered within %g s" % self._timeout
         return PageError(504, "ERR_TIMEOUT", hint)
 
-    def _ask(self, call: _Call | None, done: Callable[[_State], None]) -> None:
+    def _ask(self, call: _PageRequest | None, done: Callable[[_State], None]) -> None:
         asker = self._asker
         needs = asker.source.needs(call) if asker is not None and call is not None else None
         if asker is not None and needs is not None:
             asker.ask(needs, done)
 
-    def _forget(self, call: _Call | None, done: Callable[[_State], None]) -> None:
+    def _forget(self, call: _PageRequest | None, done: Callable[[_State], None]) -> None:
         asker = self._asker
         needs = asker.source.needs(call) if asker is not None and call is not None else None
         if asker is not None and needs is not None:
@@ -2385,7 +2399,7 @@ class StatusServer:
             self._asker.known = {}
         self._memo = {}
 
-    def _wait_for_state(self, call: _Call | None) -> _State:
+    def _wait_for_state(self, call: _PageRequest | None) -> _State:
         """The same for the blocking style of `StatusHandler`."""
         ready, state, _ = self._state_for(call)
         if ready:
@@ -2462,7 +2476,7 @@ def start(source: _AnySource = None, *, role: str, **settings: Any) -> StatusSer
     return server
 
 
-# === Sources =====================================================================================
+# === 11. State file and sample ===================================================================
 
 # --- state file ----------------------------------------------------------------------------------
 
@@ -2513,7 +2527,7 @@ class StateFile(_Source):
                 _logger().warning("keeping the last good state: %s", error)
         return self._cluster
 
-    def needs(self, call: _Call) -> _Needs | None:
+    def needs(self, call: _PageRequest) -> _Needs | None:
         """The whole file, for all pages that show any of it."""
         return (("state",), "") if call.needs else None
 
@@ -2545,7 +2559,7 @@ def _object(
 ) -> dict[str, Any]:
     """A copy of `value`, a JSON object with nothing but `known` keys."""
     if not isinstance(value, dict):
-        raise _wrong(where, "an object", value)
+        raise _bad_value(where, "an object", value)
     for key in value:
         if key not in known:
             raise ValueError("%s: unknown field %s, expected one of %s"
@@ -2558,7 +2572,7 @@ def _object(
 
 def _list(value: object, where: str) -> list[Any]:
     if not isinstance(value, list):
-        raise _wrong(where, "a list", value)
+        raise _bad_value(where, "a list", value)
     return value
 
 
@@ -2594,7 +2608,7 @@ def _app_from_json(value: object, where: str) -> App:
             for n, item in enumerate(_list(fields["partitions"], place))
         ]
     if not isinstance(fields.get("envs", {}), dict):
-        raise _wrong(where + ".envs", "an object", fields["envs"])
+        raise _bad_value(where + ".envs", "an object", fields["envs"])
     try:
         return App(**fields)
     except ValueError as error:
@@ -2649,6 +2663,8 @@ def _sample() -> Cluster:
         zookeeper_root="/pegasus/onebox/" + host,
     )
 
+
+# === 12. Live cluster ============================================================================
 
 # --- live cluster: the wire (rdsn-rpc.md, sections 1 and 2) --------------------------------------
 
@@ -3250,7 +3266,7 @@ class LiveCluster(_Source):
         state, _ = self.read((("apps", "nodes", "cluster_info", "server_info", "partitions"), ""))
         return _as_cluster(state)
 
-    def needs(self, call: _Call) -> _Needs | None:
+    def needs(self, call: _PageRequest) -> _Needs | None:
         """What the page of `call` shows."""
         return (call.needs, call.query.name) if call.needs else None
 
@@ -3475,8 +3491,9 @@ def _say(error: Exception) -> str:
     return str(error)
 
 
-# === Command line ================================================================================
+# === 13. Overview page for people ================================================================
 
+# === 14. Command line ============================================================================
 
 def _listen_address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
