@@ -9,8 +9,6 @@ the raw name of a table, None, or the command of a remote call.
 
 import collections
 import contextlib
-import json
-import os
 import socket
 import struct
 import threading
@@ -126,6 +124,12 @@ def sequence_at(data):
     return 16 + error + struct.unpack_from(">i", data, 12 + error)[0]
 
 
+def with_sequence(data, sequence):
+    """The answer with another sequence id."""
+    at = sequence_at(data)
+    return data[:at] + struct.pack(">i", sequence) + data[at + 4:]
+
+
 def code_of(data):
     """Name of the call that an answer belongs to."""
     end = sequence_at(data)
@@ -229,13 +233,8 @@ def unknown_scalars(number=90):
 
 # ---- answers ------------------------------------------------------------------------------------
 
-def capture(name):
-    with open(os.path.join(support.CAPTURES, name + ".json"), encoding="utf-8") as file:
-        return json.load(file)
-
-
 def recorded_calls(calls):
-    """(code, argument, request, response) of a capture's list of calls."""
+    """(code, argument, request, response) of a recording's list of calls."""
     for call in calls:
         values = list(call["arg"].values())
         argument = values[0] if values else None
@@ -245,7 +244,7 @@ def recorded_calls(calls):
 
 
 def recorded(calls):
-    """Answers of a capture's `rpc` or `standby_rpc`; a table it does not know is not found."""
+    """Answers of a recording's `rpc` or `standby_rpc`; a table it does not know is not found."""
     known = {(code, argument): answer for code, argument, _, answer in recorded_calls(calls)}
 
     def answers(code, argument):
@@ -253,6 +252,16 @@ def recorded(calls):
             return known.get((code, argument), query(None, error="ERR_OBJECT_NOT_FOUND"))
         return known[code, argument]
     return answers
+
+
+def moved(answers, old, port):
+    """`answers` that forward to another port of 127.0.0.1 instead of the address `old`."""
+    def elsewhere(code, argument):
+        host = split_address(old)[0]
+        data = answers(code, argument).replace(
+            rpc_address(old), rpc_address("127.0.0.1:%d" % port))
+        return data.replace(host_port(old), host_port("%s:%d" % (host, port)))
+    return elsewhere
 
 
 def synthetic(state, new=True, extra=b"", server_info=NEW_INFO, only=None):
@@ -416,10 +425,16 @@ def reordered(pieces):
     return reversed(list(pieces))
 
 
-def bytewise(pieces):
-    for piece in pieces:
-        for index in range(len(piece)):
-            yield piece[index:index + 1]
+def torn(size):
+    """Pieces of so many bytes at most."""
+    def fault(pieces):
+        for piece in pieces:
+            for index in range(0, len(piece), size):
+                yield piece[index:index + size]
+    return fault
+
+
+bytewise = torn(1)
 
 
 def closed_after(count):
@@ -590,13 +605,12 @@ class Meta:
         for one in requests:
             data = self.answers(one.code, one.argument)
             if data is not None:
-                at = sequence_at(data)
-                frames.append(data[:at] + struct.pack(">i", one.sequence) + data[at + 4:])
+                frames.append(with_sequence(data, one.sequence))
         for piece in self.fault(frames) if self.fault and frames else frames:
             if piece is CLOSE:
                 return False
             if piece:
-                sock.sendall(piece)
+                sock.sendall(piece, getattr(socket, "MSG_NOSIGNAL", 0))
         return True
 
 

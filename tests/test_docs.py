@@ -1,4 +1,4 @@
-"""The documentation, run: doctests, every snippet and command of the README, and its tables.
+"""The documentation, run: doctests, every snippet and command of the README, its tables and links.
 
 What the README has to keep to:
 
@@ -7,13 +7,17 @@ What the README has to keep to:
 - In a ```console block a line that begins with `$ ` is a command (with the `> ` lines after it)
   and has to exit with 0. The lines below it, if there are any, are what it prints, with `...` for
   anything. A command that ends with `&` is a server: the next command is run when it has said that
-  it listens. The commands of a block share one shell, in an empty directory of their own.
-- Only `console no-run: REASON` and `sh no-run: REASON` are not run.
+  it listens. The commands of a block share one shell, in a directory that holds only the module.
+- Only `console no-run: REASON` and `sh no-run: REASON` are not run. The options that they, the
+  container and the systemd unit give to the module have to be good ones all the same.
 """
 
 import contextlib
 import doctest
 import fcntl
+import glob
+import inspect
+import json
 import os
 import re
 import shlex
@@ -25,13 +29,16 @@ import subprocess
 import sys
 import tempfile
 import threading
+import types
 
 import pytest
 
 import pegasus_http as ph
 import support
 
-README = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "README.md")
+TESTS = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(TESTS)
+README = os.path.join(ROOT, "README.md")
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.M | re.S)
 END = "end-of-command"
 
@@ -114,6 +121,7 @@ def shell(alone):
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
     work = alone / "work"
     work.mkdir()
+    shutil.copy(ph.__file__, str(work / "pegasus_http.py"))
     path = str(programs) + os.pathsep + os.environ["PATH"]
     return str(work), support.environment(PATH=path, COLUMNS="80", no_proxy="*")
 
@@ -239,41 +247,46 @@ def test_every_block_says_what_it_is():
 
 
 @readme
-def test_the_table_of_pages_is_the_table_of_routes():
-    table = [row for row in rows(section("Pages")) if re.search("`/", row[0])]
-    assert sorted(path for row in table for path in re.findall(r"`(/[^`]*)`", row[0])) == sorted(
-        ph.ROUTES)
-    for row in table:
-        for path in re.findall(r"`(/[^`]*)`", row[0]):
-            route, rest = ph.ROUTES[path], " ".join(row[1:])
-            for role in ("meta", "replica"):
-                assert (role in re.findall(r"[a-z]+", row[1])) == (role in route.roles), path
-            for parameter in route.parameters:
-                assert "`%s`" % parameter in rest, (path, parameter)
+def test_the_table_of_pages_is_what_routes_prints():
+    """`pretty` is told once, below the table."""
+    code, printed, _ = support.run("--routes")
+    assert code == 0
+    theirs = {cells[0]: [cells[1], cells[2].replace("pretty", "").rstrip(", ")]
+              for cells in rows(printed)[2:]}
+    ours = {path: [row[1], row[2].replace("`", "")]
+            for row in rows(section("Pages"))[2:] for path in row[0].split(", ")}
+    assert ours == theirs
+    assert "Every page also takes `pretty`" in section("Pages")
+
+
+def default(function, name):
+    return inspect.signature(function).parameters[name].default
 
 
 @readme
-def test_the_table_of_limits_has_the_constants():
-    shown = {}
-    for row in rows(section("Limits")):
-        name = re.match(r"`(_[A-Z_]+)`", row[0])
-        if name:
-            number = re.search(r"\d[\d,]*(\.\d+)?", row[1])
-            assert number, row
-            shown[name.group(1)] = float(number.group().replace(",", ""))
-    assert shown == {name: float(getattr(ph, name)) for name in shown}
-    assert set(limits()) <= set(shown)
+def test_the_table_of_limits_has_the_defaults():
+    values = {
+        "max_connections": ph._MAX_CONNECTIONS,
+        "timeout": default(ph.StatusServer, "timeout"),
+        "max_age": default(ph.LiveCluster, "max_age"),
+    }
+    shown = [(row[0].strip("`"), float(row[1].replace(",", "")))
+             for row in rows(section("Limits"))[2:]]
+    assert len(shown) == 5
+    assert shown == [(name, values.get(name, getattr(ph, name, None))) for name, _ in shown]
+    assert default(ph.StateFile, "max_age") == default(ph.LiveCluster, "max_age")
+    assert default(ph.StatusServer, "max_age") == 0  # of a function
 
 
-def limits():
-    """The numbers in the section of the module that its banner calls Limits."""
-    with open(ph.__file__, encoding="utf-8") as file:
-        source = file.read()
-    banners = [match.start() for match in re.finditer(r"^# (?:---|===)", source, re.M)]
-    start = re.search(r"^# .*\bLimits\b", source, re.M | re.I)
-    assert start, "the module has no section of limits"
-    end = min(place for place in [*banners, len(source)] if place > start.end())
-    return re.findall(r"^(_[A-Z_]+)\b.*= *[\d.]", source[start.end():end], re.M)
+@readme
+def test_constants_that_are_named_are_there():
+    drained = re.search(r"(\d+) MiB of the body, for at most (\d+) seconds", TEXT)
+    assert drained
+    assert int(drained.group(1)) * 1024 * 1024 == ph._DRAIN_BYTES
+    assert int(drained.group(2)) == ph._DRAIN_SECONDS
+    named = set(re.findall(r"`(?:pegasus_http\.)?(_[A-Z][A-Z_]+)", TEXT))
+    assert named
+    assert [name for name in named if not hasattr(ph, name)] == []
 
 
 @readme
@@ -291,15 +304,151 @@ def flat(text):
     return " ".join(text.replace("optional arguments:", "options:").split())
 
 
-@readme
-@pytest.mark.parametrize("title", ["benchmark", "soak"])
-def test_the_figures_say_how_they_were_measured(title):
-    text = section(title)
-    assert re.search(r"\d", text)
-    assert "measured" in text.lower()
+# What cannot be run here: a container, a system service, a running cluster
+
+def arguments():
+    """(line, arguments of the module) of every command that names it and is not run."""
+    found = []
+    for block in BLOCKS:
+        words = []
+        if block.language == "ini":
+            words = [line.partition("=")[2] for line in block.text.splitlines()
+                     if line.startswith("ExecStart=")]
+        elif block.language == "dockerfile":
+            words = [shlex.join(sum(map(json.loads, re.findall(r"\[.*\]", block.text)), []))]
+        elif block.mark:
+            words = [command for command, _ in commands(block)]
+        for command in words:
+            program = re.search(r"(?:^|\s|/)pegasus[-_]http\s+(?=-)([^>&]*)", command)
+            if program:
+                found.append(pytest.param(program.group(1), id="line-%d %s" % (
+                    block.line, program.group(1).strip())))
+    return found
 
 
 @readme
-@pytest.mark.parametrize("title", ["compatibility", "changelog"])
-def test_it_has_the_sections_that_people_look_for(title):
-    assert section(title).strip()
+@pytest.mark.parametrize("text", arguments())
+def test_the_options_of_commands_that_are_not_run(text):
+    """With `--routes` they are all checked, and nothing is served or asked."""
+    words = [word for word in shlex.split(text) if word not in ("--check", "--dump")]
+    code, _, trouble = support.run(*words, *([] if "--version" in words else ["--routes"]))
+    assert (code, trouble) == (0, "")
+
+
+@readme
+@blocks("dockerfile")
+def test_the_container_is_made_of_what_is_there(block):
+    """And it listens where its port is: an address of the container alone helps nobody."""
+    steps = [line.split(None, 1) for line in block.text.splitlines()]
+    assert {name for name, _ in steps} <= {
+        "FROM", "WORKDIR", "COPY", "RUN", "USER", "EXPOSE", "ENTRYPOINT", "CMD"}
+    steps = dict(steps)
+    assert steps["COPY"] == "pegasus_http.py ."
+    words = json.loads(steps["ENTRYPOINT"]) + json.loads(steps["CMD"])
+    assert words[:3] == ["python3", "-m", "pegasus_http"]
+    assert words[words.index("--listen") + 1] == "0.0.0.0:" + steps["EXPOSE"]
+
+
+@readme
+@blocks("ini")
+def test_the_unit_is_one_that_systemd_takes(block, tmp_path):
+    assert "\nWants=network-online.target\nAfter=network-online.target\n" in block.text
+    assert "\nRestart=" in block.text
+    assert "ExecReload" not in block.text  # a signal before the handlers are there would end it
+    verify = shutil.which("systemd-analyze")
+    if verify is None:
+        pytest.skip("systemd-analyze is not installed")
+    unit = tmp_path / "pegasus-http.service"
+    unit.write_text(block.text.replace("/usr/bin/python3", sys.executable))
+    done = subprocess.run(
+        [verify, "verify", "--man=no", str(unit)], stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, timeout=support.PATIENCE)
+    assert unit.name not in done.stderr, done.stderr
+
+
+@readme
+def test_one_worker_serves_for_all(alone):
+    """The program that gunicorn runs in each worker; with a real gunicorn it was tried by hand."""
+    [block] = [block for block in BLOCKS if "def post_worker_init" in block.text]
+    names = {}
+    exec(block.text, names)
+    workers = [types.SimpleNamespace() for _ in range(2)]
+    for worker in workers:
+        names["post_worker_init"](worker)
+    first, second = (worker.pages for worker in workers)
+    with first:
+        assert second is None
+        assert support.get(first.port, "/meta/app?name=temp").status == 200
+    names["post_worker_init"](workers[1])
+    with workers[1].pages as heir:
+        assert heir.port == first.port
+
+
+@readme
+def test_the_overview_can_be_left_out(tmp_path):
+    """As the section about vendoring says: without its part of the file browsers get JSON too."""
+    title = re.search('delete the section "(.*?)"', TEXT).group(1)
+    with open(ph.__file__, encoding="utf-8") as file:
+        source = file.read()
+    left, found = re.subn(
+        r"^# === \d+\. %s =+\n.*?(?=^# === )" % title, "", source, flags=re.M | re.S)
+    assert found == 1
+    (tmp_path / "shortened.py").write_text(left, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "import shortened as ph\n"
+         "answer = ph.respond(None, 'GET', '/', {'Accept': 'text/html'}, role='meta')\n"
+         "print(answer.status, dict(answer.headers)['Content-Type'])"],
+        cwd=str(tmp_path), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=support.PATIENCE)
+    assert (done.stdout, done.stderr) == ("200 application/json\n", "")
+
+
+# Tables and links
+
+@readme
+def test_the_table_of_hosts_is_python_that_works(alone):
+    state = ph.Standby(None)
+    names = {"ph": ph, "state": state, "function": lambda: state, "method": "GET",
+             "target": "/version", "headers": {}}
+    table = [row[1] for row in rows(section("Embed it"))[2:]]
+    calls = [call for cell in table for call in re.findall(r"`(ph\.\w+\(.*?\))`", cell)]
+    assert len(calls) >= 6
+    for call in calls:
+        made = eval(call, names)
+        if isinstance(made, ph.StatusServer):
+            with made:
+                assert support.get(made.port, "/version").status == 200
+        else:
+            assert made.status == 200
+
+
+@readme
+def test_every_example_is_linked():
+    linked = re.findall(r"\]\(tests/examples/(\w+\.py)\)", section("Embed it"))
+    there = glob.glob(os.path.join(TESTS, "examples", "*.py"))
+    assert sorted(linked) == sorted(map(os.path.basename, there))
+
+
+@readme
+def test_links_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", TEXT) if "://" not in link]
+    assert links
+    assert [link for link in links if not os.path.exists(os.path.join(ROOT, link))] == []
+
+
+def test_the_readme_of_the_tests_has_every_file():
+    with open(os.path.join(TESTS, "README.md"), encoding="utf-8") as file:
+        text = file.read()
+    named = re.findall(r"^\| `([\w*]+\.py)`", text, re.M)
+    found = [glob.glob(os.path.join(TESTS, name)) for name in named]
+    assert [name for name, files in zip(named, found) if not files] == []
+    assert sorted(sum(found, [])) == sorted(glob.glob(os.path.join(TESTS, "*.py")))
+
+
+@readme
+def test_the_sections_are_those_that_people_look_for():
+    assert re.findall(r"^## (.*)$", TEXT, re.M) == [
+        "Run it", "Vendor it", "Embed it", "Pages", "The overview", "Command line",
+        "What differs from a real server", "Compatibility", "What it is not for", "Limits",
+        "Speed", "Tests", "Changelog",
+    ]

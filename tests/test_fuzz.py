@@ -7,9 +7,11 @@ import fuzz
 
 @pytest.mark.parametrize("name", fuzz.TARGETS)
 def test_invariants_hold(name):
-    accepted, _, found = fuzz.fuzz(name, 1500, seed=11)
+    slow = {"request stream": 400, "answers of a meta server": 400}  # many cuts, a connection
+    inputs = slow.get(name, 1500)
+    accepted, _, found = fuzz.fuzz(name, inputs, seed=11)
     assert found is None, fuzz.report(name, *found)
-    assert 0 < accepted < 1500, "mutants are neither all right nor all wrong"
+    assert 0 < accepted < inputs, "mutants are neither all right nor all wrong"
 
 
 @pytest.mark.parametrize("name", fuzz.TARGETS)
@@ -22,7 +24,7 @@ def test_every_seed_is_right(name):
 def test_mutants_depend_on_the_seed_alone():
     def mutants(seed):
         rng = fuzz.random.Random(seed)
-        return [fuzz.mutate(rng, fuzz.TARGETS["request head"]) for _ in range(50)]
+        return [fuzz.mutate(rng, fuzz.TARGETS["request stream"]) for _ in range(50)]
 
     assert mutants(1) == mutants(1) != mutants(2)
 
@@ -32,13 +34,13 @@ def test_a_broken_invariant_is_found_shortened_and_printed(monkeypatch, capsys):
         fuzz.must(b"\xff" not in data, "a byte that must not be")
         return True
 
-    target = fuzz.TARGETS["request head"]._replace(check=check)
-    monkeypatch.setitem(fuzz.TARGETS, "request head", target)
-    assert fuzz.main(["--inputs", "3000", "--target", "request head"]) == 1
+    target = fuzz.TARGETS["request stream"]._replace(check=check)
+    monkeypatch.setitem(fuzz.TARGETS, "request stream", target)
+    assert fuzz.main(["--inputs", "3000", "--target", "request stream"]) == 1
     output = capsys.readouterr().out
     assert "a byte that must not be" in output and "--hex ff\n" in output
-    assert fuzz.main(["--target", "request head", "--hex", "ff"]) == 1
-    assert fuzz.main(["--target", "request head", "--hex", "61"]) == 0
+    assert fuzz.main(["--target", "request stream", "--hex", "ff"]) == 1
+    assert fuzz.main(["--target", "request stream", "--hex", "61"]) == 0
 
 
 def test_an_undocumented_error_is_a_broken_invariant():
@@ -54,7 +56,7 @@ def test_the_answer_to_a_cut_stream_is_compared(monkeypatch):
 
     def converse(server, pieces):
         answers, closed = real(server, pieces)
-        return answers[:1] if len(pieces) == 1 else [], closed
+        return answers if len(pieces) == 1 else [], closed
 
     monkeypatch.setattr(fuzz, "converse", converse)
     with pytest.raises(fuzz.Broken, match="cut into"):

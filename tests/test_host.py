@@ -3,14 +3,12 @@
 import asyncio
 import contextlib
 import gc
-import http.server
 import itertools
 import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -18,25 +16,36 @@ import time
 import pytest
 
 import pegasus_http as ph
-import soak
-from soak import figures
-from support import PATIENCE, Client, cluster, command, environment, get, wait_until
+from marks import both_styles, needs_fork, needs_proc
+from support import (
+    NEVER,
+    NEXT,
+    PATIENCE,
+    Client,
+    Gate,
+    Slow,
+    ask,
+    check_growth,
+    check_page,
+    cluster,
+    command,
+    descriptors,
+    figures,
+    generation,
+    get,
+    host,
+    in_thread,
+    joined,
+    mounted,
+    ours,
+    page_of,
+    request,
+    settle,
+    started,
+    wait_until,
+)
 
-NEXT = b"GET /version HTTP/1.1\r\nHost: test\r\n\r\n"
 METAS = ("/meta/app?name=table1", "/meta/apps", "/meta/nodes", "/meta/cluster")
-
-needs_proc = pytest.mark.skipif(
-    not os.path.isdir("/proc/self/fd"), reason="memory and descriptors are read in /proc")
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
-
-
-def descriptors():
-    return len(os.listdir("/dev/fd"))
-
-
-def ours():
-    """The threads that belong to the module."""
-    return [t for t in threading.enumerate() if t.name.startswith("pegasus-http")]
 
 
 @pytest.fixture(autouse=True)
@@ -63,21 +72,10 @@ def refuses(port):
         return sock.connect_ex(("127.0.0.1", port)) != 0
 
 
-def in_thread(function, *arguments):
-    thread = threading.Thread(target=function, args=arguments)
-    thread.start()
-    return thread
-
-
-def joined(thread):
-    thread.join(PATIENCE)
-    return not thread.is_alive()
-
-
 # Sources that fail
 
 def raising(error):
-    def source():
+    def source(*_):
         raise error
 
     return source
@@ -152,53 +150,59 @@ def test_a_source_recovers():
 
 @contextlib.contextmanager
 def blocked(**settings):
-    """A server whose source hangs until the end of the test."""
-    release, entered, calls = threading.Event(), threading.Event(), []
+    """A server whose source hangs at `server.gate` until the end of the test."""
+    gate = Gate()
 
     def source():
-        calls.append(threading.current_thread())
-        entered.set()
-        release.wait(PATIENCE)
+        gate()
         return cluster()
 
     server = ph.start(source, role="meta", **settings)
-    server.entered, server.calls, server.release = entered, calls, release
+    server.gate = gate
     try:
         yield server
     finally:
-        release.set()
+        gate.open()
         server.stop()
 
 
 def test_a_hanging_source_holds_up_only_the_pages_that_need_it():
-    with blocked(timeout=PATIENCE) as server, contextlib.ExitStack() as stack:
+    with blocked(timeout=10 * PATIENCE) as server, contextlib.ExitStack() as stack:
         waiting = [stack.enter_context(Client(server.port)) for _ in range(20)]
         for client in waiting:
-            client.send(b"GET /meta/apps HTTP/1.1\r\nHost: x\r\n\r\n" + NEXT)
-        assert server.entered.wait(PATIENCE)
+            client.send(request("/meta/apps") + NEXT)
+        server.gate.reached()
         for target in ("/version", "/startTime", "/", "/health"):
             assert get(server.port, target).status == 200
         assert get(server.port, "/meta/app").status == 400
-        assert len(server.calls) == 1
-        server.release.set()
+        assert server.gate.calls == 1
+        server.gate.open()
         for client in waiting:
             assert client.answer().json["summary"]["total_app_count"] == "3"
             assert "Version" in client.answer().json
 
 
+def poured(client):
+    """How many bytes the kernel still takes of a client that sends for ever."""
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while sent < 2 ** 26:
+            sent += client.sock.send(NEXT * 2000)
+    return sent
+
+
 def test_a_client_that_waits_for_the_source_is_not_read():
-    with blocked(timeout=PATIENCE) as server, Client(server.port) as client:
-        client.send(NEXT)
-        assert client.answer().status == 200
-        client.send(soak.request("/meta/apps"))
-        assert server.entered.wait(PATIENCE)
-        client.sock.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            for _ in range(200):
-                client.sock.send(NEXT * 2000)
-        for _ in range(5):
-            assert get(server.port, "/version").status == 200
-        assert max(len(each.buffer) for each in server._loop._open) <= ph._RECV_BYTES
+    with blocked(timeout=10 * PATIENCE) as server:
+        with Client(server.port) as client, Client(server.port) as bystander:
+            client.send(request("/meta/apps"))
+            server.gate.reached()
+            client.sock.setblocking(False)
+            for _ in range(3):  # until every buffer of the kernel is full
+                poured(client)
+                settle(bystander, 20)
+            poured(client)
+            settle(bystander, 100)
+            assert poured(client) == 0, "nobody has read any of it"
 
 
 def test_a_source_that_hangs_for_ever_is_a_504():
@@ -206,44 +210,28 @@ def test_a_source_that_hangs_for_ever_is_a_504():
         for _ in range(2):
             answer = get(server.port, "/meta/apps")
             assert (answer.status, answer.json["error"]) == (504, "ERR_TIMEOUT")
-        assert len(server.calls) == 1, "one call at a time"
-        server.release.set()
+        assert server.gate.calls == 1, "one call at a time"
+        server.gate.open()
         wait_until(lambda: get(server.port, "/meta/apps").status == 200, "the source is back")
 
 
-@contextlib.contextmanager
-def mounted(server):
-    """The port of an `http.server` that serves the same in blocking style."""
-    class Handler(ph.StatusHandler):
-        status_server = server
-
-    class Mount(http.server.ThreadingHTTPServer):
-        request_queue_size = 64
-
-    with Mount(("127.0.0.1", 0), Handler) as mount:
-        thread = in_thread(mount.serve_forever, 0.01)
-        try:
-            yield mount.server_address[1]
-        finally:
-            mount.shutdown()
-            assert joined(thread)
-
-
-@pytest.mark.parametrize("style", ["loop", "blocking"])
+@both_styles
 def test_requests_that_gave_up_are_forgotten(style):
     with blocked(timeout=0.05) as server, contextlib.ExitStack() as stack:
         port = server.port if style == "loop" else stack.enter_context(mounted(server))
         clients = [stack.enter_context(Client(port)) for _ in range(20)]
         targets = METAS + ("/health",)
         for client in clients:
-            client.send(b"".join(soak.request(target) for target in targets))
+            client.send(b"".join(request(target) for target in targets))
         for client in clients:
             assert [client.answer().status for _ in targets] == [504] * len(METAS) + [200]
-        assert sum(map(len, server._asker._wanted.values())) == 0
-        assert len(server.calls) == 1, "the source hangs all the while"
-        server.release.set()
-        wait_until(lambda: get(port, "/meta/apps").status == 200, "the source is back")
-        wait_until(lambda: not server._asker._wanted, "nothing is under way")
+        assert server.gate.calls == 1, "the source hangs all the while"
+        server.gate.open()
+        wait_until(lambda: server.counters.refreshes == 1, "the source has answered")
+        asked = 1
+        while get(port, "/meta/apps").status == 504:  # on a slow machine
+            asked += 1
+        assert server.gate.calls <= 1 + asked, "nothing is asked for those who gave up"
 
 
 def test_options_asks_nothing_of_a_hanging_source():
@@ -254,33 +242,21 @@ def test_options_asks_nothing_of_a_hanging_source():
 
     with blocked(timeout=2.0) as server, Client(server.port) as client:
         options()
-        assert server.calls == []
-        client.send(soak.request("/meta/apps"))
-        assert server.entered.wait(PATIENCE)
+        assert server.gate.calls == 0
+        client.send(request("/meta/apps"))
+        server.gate.reached()
         options()
 
 
-def test_stop_does_not_wait_for_a_hanging_source():
-    with blocked(timeout=PATIENCE) as server, Client(server.port) as client:
-        client.send(b"GET /meta/apps HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert server.entered.wait(PATIENCE)
-        began, port = time.monotonic(), server.port
-        server.stop()
-        assert time.monotonic() - began < 10.0
-        assert not server.running and refuses(port)
-        left = client.rest()
-        assert left == b"" or left.startswith(b"HTTP/1.1 50"), left
-
-
 def test_clients_that_wait_for_the_source_may_leave():
-    with blocked(timeout=PATIENCE) as server:
+    with blocked(timeout=10 * PATIENCE) as server:
         get(server.port, "/version")
         before = descriptors()
         for _ in range(20):
             with Client(server.port) as client:
-                client.send(b"GET /meta/apps HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert server.entered.wait(PATIENCE)
-        server.release.set()
+                client.send(request("/meta/apps"))
+        server.gate.reached()
+        server.gate.open()
         wait_until(lambda: descriptors() <= before, "their connections are given back")
         assert get(server.port, "/meta/apps").status == 200
 
@@ -305,20 +281,9 @@ def test_a_source_that_publishes_is_told_not_to():
     assert len(errors) == 5
 
 
-def page_of(monkeypatch, path, model, act):
-    """Serve a page at `path` that calls `act` first and is like the page `model` then."""
-    route = ph.ROUTES[model]
-
-    def page(*arguments):
-        act()
-        return route.page(*arguments)
-
-    monkeypatch.setitem(ph.ROUTES, path, route._replace(page=page))
-
-
 def test_a_page_that_publishes(monkeypatch):
     page_of(monkeypatch, "/meta/publishing", "/meta/apps",
-            lambda: server.publish(cluster(tables=7)))
+            lambda query: server.publish(cluster(tables=7)))
     with ph.StatusServer(cluster(tables=2), role="meta") as server:
         counts = [get(server.port, "/meta/publishing").json["summary"]["total_app_count"]
                   for _ in range(3)]
@@ -337,21 +302,24 @@ def test_a_source_that_stops_the_server():
     server.start()
     port = server.port
     with Client(port) as client:
-        client.send(b"GET /meta/apps HTTP/1.1\r\nHost: x\r\n\r\n")
-        left = client.rest()
-        assert left == b"" or left.startswith(b"HTTP/1.1 "), left
+        client.send(request("/meta/apps"))
+        assert client.answer().json["summary"] == {"total_app_count": "3"}, "it may leave"
+        assert client.closed()
     assert stopped.wait(PATIENCE)
     wait_until(lambda: not server.running and refuses(port), "the server stops")
 
 
-def test_a_page_that_stops_the_server(monkeypatch):
-    page_of(monkeypatch, "/stopping", "/version", lambda: server.stop())
+@pytest.mark.parametrize("path, model", [
+    ("/stopping", "/version"), ("/meta/stopping", "/meta/apps"),
+])
+def test_a_page_that_stops_the_server(monkeypatch, path, model):
+    page_of(monkeypatch, path, model, lambda query: server.stop())
     server = ph.start(cluster(), role="meta")
     port = server.port
     with Client(port) as client:
-        client.send(soak.request("/stopping"))
-        left = client.rest()
-        assert left == b"" or b'{"Version"' in left, left
+        client.send(request(path))
+        assert client.answer().status == 200, "it may leave"
+        assert client.closed()
     wait_until(lambda: not server.running and refuses(port), "the server stops")
 
 
@@ -361,7 +329,7 @@ def test_a_page_that_raises(monkeypatch, caplog, kind):
     page_of(monkeypatch, path, "/version", raising(kind("swordfish")))
     with ph.StatusServer(cluster(), role="meta") as server, Client(server.port) as client:
         for _ in range(3):
-            client.send(soak.request(path))
+            client.send(request(path))
             answer = client.answer()
             assert (answer.status, answer.json["error"]) == (500, "ERR_UNKNOWN")
             assert b"swordfish" not in answer.body
@@ -379,31 +347,31 @@ def test_a_page_that_raises_does_not_fill_the_log(monkeypatch, caplog):
 
 def test_publish_from_eight_threads_is_never_a_mixture():
     done, number = threading.Event(), itertools.count()
-    states = [soak.generation(n) for n in range(50)]
+    states = [generation(n) for n in range(50)]
 
     def publisher():
         while not done.wait(0.008):
             server.publish(states[next(number) % len(states)])
 
-    seen = set()
+    seen, end = set(), time.monotonic() + PATIENCE
     with ph.StatusServer(states[0], role="meta") as server:
         publishers = [in_thread(publisher) for _ in range(8)]
         try:
             with Client(server.port) as client:
-                for target in ("/meta/apps?detail", "/meta/nodes?detail", "/meta/cluster") * 150:
-                    client.send(soak.request(target))
-                    seen.add(soak.check_page(target, client.answer().json))
+                while len(seen) < 20:
+                    assert time.monotonic() < end, "the state does not change"
+                    for target in ("/meta/apps?detail", "/meta/nodes?detail", "/meta/cluster"):
+                        seen.add(check_page(target, ask(client, target).json))
         finally:
             done.set()
         assert all(joined(thread) for thread in publishers)
-    assert len(seen) > 5, "the state did change"
 
 
 def test_publish_never_blocks_and_is_seen_at_once():
     with ph.StatusServer(cluster(), role="meta") as server, Client(server.port) as client:
         for tables in range(1, 100):
             server.publish(cluster(tables=tables, partitions=1))
-            client.send(soak.request("/meta/apps"))
+            client.send(request("/meta/apps"))
             assert client.answer().json["summary"]["total_app_count"] == str(tables)
 
 
@@ -426,7 +394,7 @@ def test_the_clock_may_jump(monkeypatch, jump):
 
     def years(client):
         for target in targets:
-            client.send(soak.request(target))
+            client.send(request(target))
             answer = client.answer()
             assert answer.status == 200
             yield answer.headers["date"].split()[3]
@@ -496,21 +464,16 @@ def stop(server, port, free):
 
 
 def test_every_stop_returns_when_the_port_is_free(monkeypatch):
-    entered, release, free = threading.Event(), threading.Event(), []
-
-    def hold():
-        entered.set()
-        release.wait(PATIENCE)
-
-    page_of(monkeypatch, "/holding", "/version", hold)
+    gate, free = Gate(), []
+    page_of(monkeypatch, "/holding", "/version", gate)
     server = ph.start(cluster(), role="meta")
     with Client(server.port) as client:
-        client.send(soak.request("/holding"))
-        assert entered.wait(PATIENCE)
+        client.send(request("/holding"))
+        gate.reached()
         port = server.port
         stoppers = [in_thread(stop, server, port, free) for _ in range(2)]
         stoppers[1].join(0.3)  # time to return too early
-        release.set()
+        gate.open()
         assert all(joined(thread) for thread in stoppers) and free == [True] * 2
 
 
@@ -538,7 +501,7 @@ def test_stop_lets_answers_under_way_leave(monkeypatch):
     with ph.StatusServer(cluster(tables=25000, partitions=1), role="meta") as server:
         with Client(server.port) as client:
             client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-            client.send(soak.request("/meta/apps?detail"))
+            client.send(request("/meta/apps?detail"))
             client.more()
             port, stopper = server.port, in_thread(server.stop)
             wait_until(lambda: refuses(port), "the listener is closed")
@@ -546,18 +509,31 @@ def test_stop_lets_answers_under_way_leave(monkeypatch):
             assert client.closed() and joined(stopper)
 
 
-def test_stop_does_not_wait_for_clients_that_do_nothing():
-    server = ph.start(cluster(tables=1000), role="meta")
+def test_stop_does_not_wait_for_clients_that_do_nothing(monkeypatch):
+    monkeypatch.setattr(ph, "_STOP_SECONDS", NEVER)
+    server = ph.start(cluster(), role="meta")
     with contextlib.ExitStack() as stack:
         for data in (b"", b"G", NEXT, NEXT[:-1]) * 5:
             stack.enter_context(Client(server.port)).send(data)
+        settle(stack.enter_context(Client(server.port)))
+        port = server.port
+        assert joined(in_thread(server.stop))
+        assert refuses(port)
+        wait_until(lambda: not ours(), "the threads end")
+
+
+def test_stop_gives_clients_that_read_nothing_no_longer_than_it_says(monkeypatch):
+    monkeypatch.setattr(ph, "_WRITE_SECONDS", NEVER)
+    monkeypatch.setattr(ph, "_STOP_SECONDS", 0.1)
+    server = ph.start(cluster(tables=1000), role="meta")
+    with contextlib.ExitStack() as stack:
         for _ in range(5):
-            stack.enter_context(soak.Slow(server.port, soak.request("/meta/apps?detail") * 20))
-        get(server.port, "/version")
-        began, port = time.monotonic(), server.port
-        server.stop()
-        assert time.monotonic() - began < ph._STOP_SECONDS + 9.0
-        assert refuses(port) and not ours()
+            stack.enter_context(Slow(server.port, request("/meta/apps?detail") * 20))
+        ask(stack.enter_context(Client(server.port)), "/meta/apps?detail")
+        port = server.port
+        assert joined(in_thread(server.stop))
+        assert refuses(port)
+        wait_until(lambda: not ours(), "the threads end")
 
 
 @needs_proc
@@ -578,7 +554,7 @@ def test_start_and_stop_a_thousand_times():
     gc.collect()
     after = figures(os.getpid())
     assert (after.threads, after.descriptors) == (before.threads, before.descriptors)
-    assert after.resident - before.resident < 8.0, (before, after)
+    check_growth(before.resident, after.resident, 8.0)
 
 
 def test_many_servers_in_one_process():
@@ -601,34 +577,13 @@ def test_the_constructor_and_the_import_touch_nothing():
 
 # Hosts as real processes
 
-def host(script, *flags, expect=0, answer=None):
-    """Run a host program to its end; what it printed. Its standard error must stay empty.
-
-    `answer`: called with the first printed line while the program runs.
-    """
-    env = environment()
-    env["PYTHONPATH"] += os.pathsep + os.path.dirname(os.path.abspath(__file__))
-    process = subprocess.Popen(
-        [sys.executable, *flags, "-c", script], env=env, universal_newlines=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )
-    try:
-        first = process.stdout.readline() if answer else ""
-        if answer:
-            answer(process, first.strip())
-        output, errors = process.communicate(timeout=PATIENCE)
-    finally:
-        process.kill()
-        process.communicate()
-    assert (process.returncode, errors) == (expect, ""), (process.returncode, errors)
-    return first + output
-
-
 STARTED = """
 import os, signal, socket, sys, threading
 import pegasus_http as ph
 from support import Client, cluster, get
 """
+# Whoever waits for as long as that never comes to an end.
+PATIENT = "ph._STOP_SECONDS = ph._IDLE_SECONDS = ph._WRITE_SECONDS = 1000.0\n"
 
 EXITS = {
     "end-of-main": "server = ph.start(cluster(), role='meta')",
@@ -654,6 +609,17 @@ client = Client(server.port)
 client.send(b'GET /meta/apps HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n')
 entered.wait()
 """,
+    "with-a-hanging-page": """
+entered = threading.Event()
+def page(*_):
+    entered.set()
+    threading.Event().wait()
+ph.ROUTES['/meta/apps'] = ph.ROUTES['/meta/apps']._replace(page=page)
+server = ph.start(cluster(), role='meta')
+client = Client(server.port)
+client.send(b'GET /meta/apps HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n')
+entered.wait()
+""",
     "with-a-busy-source": """
 server = ph.start(lambda: cluster(tables=50), role='meta')
 client = Client(server.port)
@@ -675,6 +641,29 @@ host = Host()
 host.server = ph.start(cluster(), role='meta')
 get(host.server.port, '/version')
 """,
+    "stop-in-a-finalizer-of-builtins": """
+class Host:
+    def __init__(self):
+        self.server = ph.start(lambda: cluster(), role='meta')
+        get(self.server.port, '/meta/apps')
+    def __del__(self):
+        self.server.stop()
+__builtins__.host = Host()
+""",
+    "stop-in-a-finalizer-with-a-hanging-source": """
+class Host:
+    def __del__(self):
+        self.server.stop()
+entered = threading.Event()
+def source():
+    entered.set()
+    threading.Event().wait()
+sys.host = Host()
+sys.host.server = ph.start(source, role='meta')
+client = Client(sys.host.server.port)
+client.send(b'GET /meta/apps HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n')
+entered.wait()
+""",
     "in-a-reference-cycle": """
 class Host: pass
 host = Host()
@@ -685,22 +674,35 @@ get(host.server.port, '/meta/apps')
 }
 
 
-def check_exit(name, *flags):
-    began = time.monotonic()
-    host(STARTED + EXITS[name], *flags)
-    assert time.monotonic() - began < 5.5, "the end was held up"
-
-
 @pytest.mark.parametrize("name", EXITS)
 def test_the_interpreter_ends_with_the_server_running(name):
-    own = "ignore" if name == "with-clients" else "error"  # its own clients stay open
-    check_exit(name, "-X", "dev", "-W", own)
+    own = "ignore" if "client" in EXITS[name].lower() else "error"  # its own clients stay open
+    host(STARTED + PATIENT + EXITS[name], "-X", "dev", "-W", own)
 
 
 @pytest.mark.parametrize("flags", [(), ("-O",)], ids=["plain", "optimized"])
 @pytest.mark.parametrize("name", ["after-a-request", "with-a-hanging-source"])
 def test_the_interpreter_ends_under_other_flags(name, flags):
-    check_exit(name, *flags)
+    host(STARTED + PATIENT + EXITS[name], *flags)
+
+
+# Both modules outlive the first round of clearing, `holder` is emptied after the other one.
+HELD_BY_A_MODULE = """
+import sys, types
+sys.holder = sys.modules['holder'] = types.ModuleType('holder')
+""" + STARTED + PATIENT + """
+class Host:
+    def __del__(self):
+        self.server.stop()
+sys.holder.ph, sys.holder.host = ph, Host()
+sys.holder.host.server = ph.start(SOURCE, role='meta')
+assert get(sys.holder.host.server.port, '/meta/apps').status == 200
+"""
+
+
+@pytest.mark.parametrize("source", ["cluster()", "lambda: cluster()"])
+def test_the_interpreter_ends_with_a_host_that_is_held_by_another_module(source):
+    host(HELD_BY_A_MODULE.replace("SOURCE", source))
 
 
 STOPPING = STARTED + """
@@ -731,21 +733,22 @@ def test_stop_from_a_signal_handler():
     host(STOPPING, answer=answer)
 
 
-INTERRUPTED = STARTED + """
-server = ph.start(cluster(), role='meta')
-print(server.port, flush=True)
+INTERRUPTED = STARTED + PATIENT + """
+server = ph.StatusServer(cluster(), role='meta')
 signal.signal(signal.SIGALRM, lambda *_: server.stop())
-signal.setitimer(signal.ITIMER_REAL, DELAY)
-server.stop()
-signal.setitimer(signal.ITIMER_REAL, 0)
-server.stop()
-print('stopped', server.running)
+for turn in range(100):
+    server.start()
+    signal.setitimer(signal.ITIMER_REAL, 1e-5 * (1 + turn % 50))
+    server.stop()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    server.stop()
+    assert not server.running
 """
 
 
 def test_stop_interrupted_by_a_handler_that_stops():
-    for delay in ("1e-6", "5e-5", "2e-4", "1e-3"):
-        assert host(INTERRUPTED.replace("DELAY", delay)).endswith("stopped False\n")
+    """Wherever it is interrupted: nobody waits for a lock that the same thread holds below."""
+    host(INTERRUPTED)
 
 
 FORKED = STARTED + """
@@ -828,49 +831,6 @@ def test_fork_without_exec(script):
     host(script, "-W", "ignore::DeprecationWarning")
 
 
-# The read that holds the lock in the parent is under way for as long as its meta server is silent.
-FORKED_WHILE_READING = STARTED + """
-import replay, support
-gate = threading.Event()
-meta = replay.Meta(replay.synthetic(replay.make_state(tables=4)))
-source = ph.LiveCluster(meta.address, timeout=20.0, max_age=0.0)
-server = ph.start(source, role='meta', timeout=20.0)
-def tables(port):
-    return get(port, '/meta/apps').json['summary']['total_app_count']
-assert tables(server.port) == '4' and meta.connections == 1
-meta.fault = replay.held(gate)
-kept = Client(server.port)
-kept.send(b'GET /meta/apps HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n')
-support.wait_until(lambda: len(meta.requests) == 2, 'the read is under way')
-assert source._lock.locked()
-child = os.fork()
-if child == 0:
-    code = 1
-    signal.alarm(20)
-    try:
-        assert len(source().apps) == 4
-        server.start()
-        assert tables(server.port) == '4'
-        code = 0
-    finally:
-        os._exit(code)
-gate.set()
-_, status = os.waitpid(child, 0)
-assert status == 0, status
-assert kept.answer().json['summary']['total_app_count'] == '4'
-assert tables(server.port) == '4'
-assert meta.connections == 2, 'the child has a connection of its own'
-kept.sock.close()
-server.stop()
-meta.close()
-"""
-
-
-@needs_fork
-def test_a_forked_child_reads_the_cluster_that_the_parent_is_reading():
-    host(FORKED_WHILE_READING, "-W", "ignore::DeprecationWarning")
-
-
 EXECUTED = STARTED + """
 import subprocess
 server = ph.start(cluster(tables=2), role='meta')
@@ -912,21 +872,6 @@ server.stop()
 
 # The command line as a process: flags of the interpreter, signals
 
-@contextlib.contextmanager
-def serving(arguments):
-    process = subprocess.Popen(
-        arguments, env=environment(), universal_newlines=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )
-    try:
-        line = process.stdout.readline()
-        assert line.startswith("listening on "), (line, process.stderr.read())
-        yield process, int(line.split()[2].rsplit(":", 1)[1])
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def ends_well(process, *signals):
     for number in signals:
         process.send_signal(number)
@@ -944,7 +889,7 @@ def test_flags_of_the_interpreter(flags):
     arguments = command(*SERVE, python=flags)
     if "-E" in flags:
         arguments = [sys.executable, *flags, ph.__file__, *SERVE]
-    with serving(arguments) as (process, port):
+    with started(arguments) as (process, port):
         for target in METAS[1:] + ("/", "/version", "/startTime", "/health"):
             assert get(port, target, "Accept-Encoding: gzip").status == 200
         assert get(port, "/meta/app?name=temp&detail&pretty").status == 200
@@ -956,7 +901,7 @@ def test_flags_of_the_interpreter(flags):
 def test_isolated_without_site(tmp_path, name):
     copy = shutil.copy(ph.__file__, str(tmp_path / name))
     flags = ("-I", "-S", "-B", "-W", "error", "-X", "dev")
-    with serving([sys.executable, *flags, copy, *SERVE]) as (process, port):
+    with started([sys.executable, *flags, copy, *SERVE]) as (process, port):
         for target in METAS[1:] + ("/version",):
             assert get(port, target, "Accept-Encoding: gzip").status == 200
         ends_well(process, signal.SIGTERM)
@@ -967,7 +912,7 @@ def test_isolated_without_site(tmp_path, name):
     (signal.SIGINT, signal.SIGINT), (signal.SIGINT, signal.SIGTERM) * 20,
 ], ids=["TERM", "INT", "TERM-TERM", "INT-INT", "forty"])
 def test_signals_end_it_well(signals):
-    with serving(command(*SERVE)) as (process, port), contextlib.ExitStack() as stack:
+    with started(command(*SERVE)) as (process, port), contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Client(port)) for _ in range(10)]
         for client, data in zip(clients, [b"", b"G", NEXT, NEXT * 5, NEXT[:-1]] * 2):
             client.send(data)
@@ -987,7 +932,7 @@ def test_sighup_reads_a_state_file_that_looks_unchanged(tmp_path):
 
     save("before")
     arguments = command(*SERVE, "--state", str(path), "--max-age", "3600")
-    with serving(arguments) as (process, port):
+    with started(arguments) as (process, port):
         assert shown("/meta/apps") == "before"
         save("behind")
         assert shown("/meta/apps") == shown("/meta/apps?detail") == "before"
@@ -998,13 +943,13 @@ def test_sighup_reads_a_state_file_that_looks_unchanged(tmp_path):
 
 
 def test_a_killed_process_leaves_a_port_that_can_be_used_again():
-    with serving(command(*SERVE)) as (process, port):
+    with started(command(*SERVE)) as (process, port):
         with Client(port) as client:
             client.send(NEXT)
             assert client.answer().status == 200
             process.kill()
             process.wait(PATIENCE)
-            with serving(command("--role", "meta", "--listen", "127.0.0.1:%d" % port)) as (_, same):
+            with started(command("--role", "meta", "--listen", "127.0.0.1:%d" % port)) as (_, same):
                 assert same == port and get(port, "/version").status == 200
 
 
@@ -1025,11 +970,11 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypatc
     source = ph.StateFile(str(path), max_age=3600.0)
     with ph.StatusServer(source, role="meta") as server, Client(server.port) as client:
         monkeypatch.setattr(ph, "_load_cluster", slow_load)
-        client.send(soak.request("/meta/apps"))
+        client.send(request("/meta/apps"))
         assert parsed.wait(PATIENCE)
         write(3)
         source.reload()
-        server._distrust()
+        server.refresh()
         release.set()
         assert client.answer().status == 200
         assert get(server.port, "/meta/apps").json["summary"] == {"total_app_count": "3"}

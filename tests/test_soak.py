@@ -1,5 +1,6 @@
 """The soak run in its seconds-long mode, and that it would notice what it is there to notice."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,10 +9,10 @@ import pytest
 
 import pegasus_http as ph
 import soak
-from support import PATIENCE, environment
+from marks import needs_cpython, needs_proc
+from support import PATIENCE, Figures, check_page, environment, generation
 
-pytestmark = pytest.mark.skipif(
-    not os.path.isdir("/proc/self/fd"), reason="memory and descriptors are read in /proc")
+pytestmark = needs_proc
 
 
 def test_a_short_run_loses_nothing():
@@ -29,32 +30,32 @@ def page(state, target):
 
 
 def decoded(state, target):
-    return soak.json.loads(page(state, target).decode())
+    return json.loads(page(state, target).decode())
 
 
 @pytest.mark.parametrize("target", soak.TARGETS)
 def test_one_state_is_right(target):
-    number = soak.check_page(target, decoded(soak.generation(5), target))
+    number = check_page(target, decoded(generation(5), target))
     assert number in (5, None)
 
 
 @pytest.mark.parametrize("target", ["/meta/apps", "/meta/apps?detail", "/meta/nodes?detail"])
 def test_a_mixture_of_two_states_is_noticed(target):
-    one, two = soak.generation(5), soak.generation(6)
+    one, two = generation(5), generation(6)
     short = two.apps[0]._replace(partitions=two.apps[0].partitions[:5], partition_count=5)
     mixed = one._replace(apps=(short,) + one.apps[1:])
     with pytest.raises(AssertionError):
-        soak.check_page(target, decoded(mixed, target))
+        check_page(target, decoded(mixed, target))
 
 
 def figures(**changes):
-    return soak.Figures(resident=30.0, peak=40.0, threads=2, descriptors=7)._replace(**changes)
+    return Figures(resident=30.0, peak=40.0, threads=2, descriptors=7)._replace(**changes)
 
 
 @pytest.mark.parametrize("what, after, code", [
     ("lost", figures(), 0),
     ("wrong", figures(), 0),
-    ("good", figures(resident=60.0), 0),
+    pytest.param("good", figures(resident=60.0), 0, marks=needs_cpython),
     ("good", figures(threads=3), 0),
     ("good", figures(descriptors=8), 0),
     ("good", figures(), 1),

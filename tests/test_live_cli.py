@@ -1,0 +1,94 @@
+"""--cluster on the command line."""
+
+import pytest
+
+import pegasus_http as ph
+import replay
+import support
+from fakes import (
+    STATE,
+    check_error,
+    one_page,
+)
+from replay import Meta
+from support import get, run, running, wait_until
+
+
+@pytest.fixture
+def leader():
+    with Meta(replay.synthetic(STATE)) as meta:
+        yield meta
+
+
+def dump_error(address):
+    """The lines on stderr of a --dump that cannot work."""
+    code, out, err = run("--role", "meta", "--cluster", address, "--dump", "--timeout", "5")
+    assert (code, out) == (1, ""), (code, out, err)
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1, err
+    return err
+
+
+@pytest.mark.parametrize("address", [
+    "10.0.0.1", "10.0.0.1:", ":34601", "10.0.0.1:x", "10.0.0.1:0", "10.0.0.1:65536", "a:1,b", "",
+])
+def test_address_that_is_none(address):
+    code, out, err = run("--role", "meta", "--cluster", address)
+    assert (code, out) == (2, "")
+    assert "Traceback" not in err
+    assert address.split(",")[-1] in err
+
+
+def test_name_that_does_not_resolve():
+    assert "no-such-host.invalid:34601" in dump_error("no-such-host.invalid:34601")
+
+
+@pytest.mark.parametrize("host", [
+    "no-such-host.invalid", "x" * 70 + ".invalid", "a..invalid",
+], ids=["unknown", "label too long", "empty label"])
+def test_name_that_cannot_resolve_is_passed_over(leader, host):
+    """A label that is empty or too long fails in another way than an unknown name."""
+    address = host + ":34601"
+    assert one_page(address, leader, timeout=20.0).status == 200
+    check_error(one_page(address, timeout=20.0), 502, "ERR_NETWORK_FAILURE", address)
+    with Meta(replay.standby(address)) as standby:
+        assert one_page(standby, leader, timeout=20.0).status == 200
+
+
+def test_http_server_where_a_meta_was_expected(leader):
+    leader.fault = replay.HTTP_400
+    error = dump_error(leader.address)
+    assert leader.address in error
+    assert "HTTP" in error
+    check_error(one_page(leader), 502, None, leader.address, "HTTP")
+
+
+def test_our_own_server_where_a_meta_was_expected():
+    with ph.StatusServer(support.cluster(), role="meta") as server:
+        address = "127.0.0.1:%d" % server.port
+        error = dump_error(address)
+    assert address in error
+    assert "HTTP" in error
+
+
+def test_replica_server_where_a_meta_was_expected():
+    with Meta(replay.replica_server()) as replica:
+        error = dump_error(replica.address)
+    assert replica.address in error
+    assert "replica" in error
+
+
+def test_refused_on_the_command_line():
+    with replay.refused() as dead:
+        assert dead in dump_error(dead)
+
+
+def test_cluster_that_is_not_there_yet():
+    """Unreachable at start is a warning: the pages come when the cluster does."""
+    with Meta(replay.failing("ERR_SERVICE_NOT_ACTIVE")) as meta:
+        arguments = ("--role", "meta", "--cluster", meta.address, "--timeout", "0.5", "--flat")
+        with running(*arguments) as (_, port):
+            assert get(port, "/meta/nodes").status == 503
+            assert get(port, "/health").status == 200
+            meta.answers = replay.synthetic(STATE)
+            wait_until(lambda: get(port, "/meta/nodes").status == 200, "the cluster is there")
