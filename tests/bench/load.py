@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -111,13 +112,17 @@ def rss(pid):
 
 
 class Server:
-    """A server in a process of its own; ended by leaving the `with` block, whatever the reason."""
+    """A server in a process of its own; ended by leaving the `with` block, whatever the reason.
 
-    def __init__(self, name, **options):
+    `command` is that of a server that is not one of servers.py and prints where it listens.
+    """
+
+    def __init__(self, name, command=None, **options):
         self.name = name
+        ours = [os.path.join(HERE, "servers.py"), name, json.dumps(options)]
         # A session of its own: Ctrl-C reaches the benchmark alone, which then ends its servers.
         self.process = subprocess.Popen(
-            [sys.executable, os.path.join(HERE, "servers.py"), name, json.dumps(options)],
+            [sys.executable, *(command or ours)], cwd=os.path.dirname(os.path.dirname(HERE)),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             text=True, bufsize=1, start_new_session=True,
         )
@@ -127,8 +132,9 @@ class Server:
     def __enter__(self):
         try:
             for line in self.process.stdout:
-                if line.startswith("port "):
-                    self.port = int(line.split()[1])
+                told = re.search(r"\bport (\d+)|^listening on http://[\d.]+:(\d+)", line)
+                if told:
+                    self.port = int(told.group(1) or told.group(2))
                     break
             else:
                 raise Failed(self.name, "did not start")
@@ -173,6 +179,8 @@ class Server:
 
 def wrk(server, load, seconds):
     """One run: a Round. Anything but answers with status 2xx is an error of the benchmark."""
+    if shutil.which("wrk") is None:
+        raise RuntimeError(WRK)
     command = ["wrk", "-t1", "-c%d" % load.connections, "-d%ds" % seconds, "--timeout", "10s",
                "-s", os.path.join(HERE, "report.lua")]
     if load.close:

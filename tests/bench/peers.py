@@ -15,7 +15,6 @@ NAME = os.path.splitext(os.path.basename(__file__))[0]
 class Peer(NamedTuple):
     serve: Callable
     needs: tuple  # modules
-    kind: str = "python"
 
 
 def port():
@@ -132,7 +131,7 @@ PEERS = {
     "aiohttp": Peer(aiohttp, ("aiohttp",)),
     "fastapi+uvicorn": Peer(fastapi, ("fastapi",) + UVICORN),
     "asgi+uvicorn": Peer(uvicorn, UVICORN),
-    "granian": Peer(granian, ("granian",), "rust"),
+    "granian": Peer(granian, ("granian",)),
 }
 
 

@@ -2,7 +2,7 @@
 
 The JSON object holds what a server needs: `answer` (file with a whole HTTP answer) and `close` for
 the bare loops, `body` (file with the JSON) for the frameworks of peers.py, the size of the cluster
-for `ours`.
+or a state file for `ours`.
 """
 
 import http.server
@@ -172,10 +172,11 @@ def ours(options):
     """The module as a host embeds it; with `hz`, one table changes that many times a second."""
     import pegasus_http
 
-    state = model(options)
+    path = options.get("state")
+    state = pegasus_http.StateFile(path) if path else model(options)
     server = pegasus_http.start(state, role="meta", version="2.6.0", git_commit="a" * 40)
     announce(server.port)
-    if options.get("hz"):
+    if options.get("hz") and not path:
         change(server, state, 1.0 / options["hz"])
     signal.pause()
 
@@ -190,10 +191,11 @@ def change(server, state, period):
 
 
 def changed(state, turn):
-    """The same cluster but for the ballots of one table, each time the next one."""
+    """The same cluster but for one ballot of one table, each time of the next one."""
     place = turn % len(state.apps)
     app = state.apps[place]
-    rows = tuple(row._replace(ballot=row.ballot + 1) for row in app.partitions)
+    row = app.partitions[0]
+    rows = (row._replace(ballot=row.ballot + 1), *app.partitions[1:])
     apps = state.apps[:place] + (app._replace(partitions=rows),) + state.apps[place + 1:]
     return state._replace(apps=apps)
 
