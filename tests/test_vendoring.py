@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipapp
 
 import pytest
 
@@ -25,7 +26,7 @@ TREE = ast.parse(SOURCE)
 
 # Run with -I -S -W error: what the interpreter looks like before and after the import, by part.
 LOOK = r"""
-import atexit, importlib, json, logging, os, signal, socket, sys, threading, warnings
+import atexit, http.server, importlib, json, logging, os, signal, socket, sys, threading, warnings
 
 sys.path.insert(0, sys.argv[1])
 
@@ -89,9 +90,67 @@ print(copies[0].Cluster is copies[1].Cluster, "pegasus_http" in sys.modules)
 """
 
 
+# Run with -I -S -W error: what importing a copy imports that http.server does not need.
+IMPORTED = r"""
+import http.server, importlib, sys
+
+sys.path.insert(0, sys.argv[1])
+before = set(sys.modules)
+importlib.import_module(sys.argv[2])
+print(*sorted(set(sys.modules) - before))
+"""
+
+# Run with -I -S -W error: a host in odd surroundings (HERE) serves pages and writes their statuses
+# into a file.
+SERVE = r"""
+import sys
+HERE
+import http.client, importlib
+
+result, folder, name = sys.argv[1:]
+sys.path.insert(0, folder)
+statuses = []
+with importlib.import_module(name).start(role="replica") as server:
+    for page in ["/version", "/health", "/startTime", "/"] * 50:
+        client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        client.request("GET", page, headers={"Connection": "close"})
+        answer = client.getresponse()
+        answer.read()
+        client.close()
+        statuses.append(answer.status)
+with open(result, "w") as file:
+    file.write("%s %d" % (sorted(set(statuses)), len(statuses)))
+"""
+SURROUNDINGS = {
+    "as usual": "",
+    "closed standard streams": "assert sys.stdin is sys.stdout is sys.stderr is None",
+    "64 descriptors": "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))",
+    "no /proc": "import os; assert not os.path.exists('/proc/self')",
+    "no /proc to open": r"""
+import builtins, io, os
+
+def without(call):
+    def checked(path, *arguments, **options):
+        if isinstance(path, (str, bytes)) and os.fsdecode(path).startswith("/proc"):
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return call(path, *arguments, **options)
+    return checked
+
+builtins.open = io.open = without(open)
+for name in ("open", "listdir", "scandir", "readlink", "stat"):
+    setattr(os, name, without(getattr(os, name)))
+""",
+}
+WRAPPERS = {  # what starts the interpreter there, with the whole command as its arguments
+    "closed standard streams": ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"],
+    "no /proc": ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"],
+}
+
+
 def vendor(folder, *parts, text=None):
     """Puts a copy at folder/part/.../part.py, inside packages that know nothing of it."""
     package = str(folder)
+    os.makedirs(package, exist_ok=True)
     for part in parts[:-1]:
         package = os.path.join(package, part)
         os.makedirs(package, exist_ok=True)
@@ -106,11 +165,11 @@ def vendor(folder, *parts, text=None):
     return path
 
 
-def isolated(*arguments, options=()):
+def isolated(*arguments, options=(), wrapper=()):
     """A bare interpreter: next to no environment, no site-packages, warnings fatal."""
     env = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     return subprocess.run(
-        [sys.executable, "-I", "-S", "-W", "error", *options, *arguments], env=env,
+        [*wrapper, sys.executable, "-I", "-S", "-W", "error", *options, *arguments], env=env,
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=support.PATIENCE,
     )
 
@@ -140,10 +199,60 @@ def test_the_contract(tmp_path):
     assert ph.__version__ in done.stdout.split()
 
 
-def test_a_copy_serves_as_a_script(tmp_path):
-    copy = vendor(tmp_path, "copied")
+def test_the_import_is_light(tmp_path):
+    """Each of these is as much to import as a good part of the module, and not always needed."""
+    vendor(tmp_path, "alpha", "status_pages")
+    done = isolated("-c", IMPORTED, str(tmp_path), "alpha.status_pages")
+    assert (done.returncode, done.stderr) == (0, "")
+    imported = set(done.stdout.split())
+    assert imported & {"typing", "json", "dataclasses", "logging", "argparse"} == set()
+    assert "alpha.status_pages" in imported
+
+
+def zipped(folder):
+    """A copy in a package in a zip file: what to put on sys.path, and the module's name."""
+    vendor(folder / "content", "alpha", "_vendor", "status_pages")
+    archive = shutil.make_archive(str(folder / "library"), "zip", str(folder / "content"))
+    return archive, "alpha._vendor.status_pages"
+
+
+@pytest.mark.parametrize("surroundings", SURROUNDINGS)
+@pytest.mark.parametrize("place", ["folder", "zip"])
+def test_a_host_in_odd_surroundings(tmp_path, surroundings, place):
+    wrapper = WRAPPERS.get(surroundings, [])
+    if wrapper and shutil.which(wrapper[0]) is None:
+        pytest.skip("there is no " + wrapper[0])
+    bare = isolated("-c", "", wrapper=wrapper)
+    if bare.returncode or bare.stderr:
+        pytest.skip("Python itself cannot do without: " + bare.stderr.strip())
+    where, name = str(tmp_path), "copied"
+    if place == "zip":
+        where, name = zipped(tmp_path)
+    else:
+        vendor(tmp_path, name)
+    result = tmp_path / "result"
+    done = isolated("-c", SERVE.replace("HERE", SURROUNDINGS[surroundings]),
+                    str(result), where, name, wrapper=wrapper)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert result.read_text() == "[200] 200"
+
+
+def script(folder):
+    return vendor(folder, "copied")
+
+
+def application(folder):
+    """One executable archive, which is what most ways to freeze a program come down to."""
+    vendor(folder / "content", "copied")
+    target = str(folder / "copied.pyz")
+    zipapp.create_archive(str(folder / "content"), target, main="copied:main")
+    return target
+
+
+@pytest.mark.parametrize("make", [script, application])
+def test_a_copy_serves_as_a_program(tmp_path, make):
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-W", "error", copy, "--role", "meta",
+        [sys.executable, "-I", "-S", "-W", "error", make(tmp_path), "--role", "meta",
          "--listen", "127.0.0.1:0"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )
