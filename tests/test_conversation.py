@@ -34,11 +34,22 @@ def clock(monkeypatch):
     return clock
 
 
+SERVERS = []
+
+
+@pytest.fixture(autouse=True)
+def _workers_end():
+    yield
+    while SERVERS:
+        SERVERS.pop().stop()
+
+
 class Talk:
     """Drives one conversation; `wish` is what it waits for, `answers` what it has said."""
 
     def __init__(self, server=None, refusal=None):
         self.server = server or ph.StatusServer(cluster(), role="meta")
+        SERVERS.append(self.server)
         self.handler = ph.StatusHandler(None, ("test", 1), self.server, driven=True)
         self.steps = self.handler.converse(refusal)
         self.answers, self.wish = [], None
@@ -257,6 +268,7 @@ def test_an_override_sees_the_prepared_answer_and_its_failure_is_answered():
             return super().respond(state)
 
     server = ph.StatusServer(cluster(), role="meta")
+    SERVERS.append(server)
     handler = Handler(None, ("test", 1), server, driven=True)
     steps = handler.converse()
     next(steps)
