@@ -130,7 +130,7 @@ _BACKLOG = 1024  # a burst of 1,000 connections is answered in 31 ms; with 128 i
 _ACCEPTS_PER_TURN = 64  # connections accepted before those that are open have their turn
 _RECV_BYTES = 16 * 1024  # of one receive
 _JOINED_BYTES = 16 * 1024  # of a body that is sent as one piece with its head
-_UNSENT_BYTES = 8 * 1024 * 1024  # of different pages that are leaving: silent readers hold no more
+_UNSENT_BYTES = 4 * 1024 * 1024  # of different pages that are leaving: silent readers hold no more
 _KNOWN_REQUESTS = 256  # requests that are answered by their bytes; a poller sends one or two
 _KNOWN_BYTES = 2 * 1024  # of such a request: 256 of these are 512 KB
 _PAGE_CACHE_BYTES = 32 * 1024 * 1024  # of finished pages that are kept with one state
@@ -4300,7 +4300,11 @@ def _source(options: argparse.Namespace) -> tuple[Any, str]:
 
 def _state_text(source: Any, dump: bool) -> str:
     """What --dump and --check print."""
-    state = source() if callable(source) else source
+    try:
+        state = source() if callable(source) else source
+    finally:
+        if isinstance(source, LiveCluster):
+            source.rest()
     if not isinstance(state, Cluster):
         raise ValueError("a standby or replica server has no cluster state to show; name a --state")
     if dump:

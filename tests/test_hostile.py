@@ -492,10 +492,10 @@ files = []
 def fill(*_):
     with contextlib.suppress(OSError):
         while True:
-            files.append(open(os.devnull))
+            files.append(os.open(os.devnull, os.O_RDONLY))
 def free(*_):
     while files:
-        files.pop().close()
+        os.close(files.pop())
 signal.signal(signal.SIGUSR1, fill)
 signal.signal(signal.SIGUSR2, free)
 sys.exit(ph.main(sys.argv[1:]))

@@ -291,7 +291,7 @@ def test_too_many_different_pages_that_wait_are_refused(monkeypatch, gate):
             for n in range(1, most):
                 client = stack.enter_context(Client(port))
                 client.send(request(app("table%d" % n)))
-                settle(bystander)
+                settle(bystander, 4)
                 if not silent(client):
                     break
                 waiting.append(client)
