@@ -555,7 +555,8 @@ def test_start_and_stop_a_thousand_times():
         turn(n % 10 == 0)
     gc.collect()
     after = figures(os.getpid())
-    assert (after.threads, after.descriptors) == (before.threads, before.descriptors)
+    # A thread that another file left behind may have ended meanwhile.
+    assert after.threads <= before.threads and after.descriptors <= before.descriptors
     check_growth(before.resident, after.resident, 8.0)
 
 
