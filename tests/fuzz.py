@@ -8,6 +8,7 @@ made as short as it gets, is printed, and the exit code is 1.
 """
 
 import argparse
+import atexit
 import contextlib
 import gzip
 import io
@@ -16,6 +17,7 @@ import logging
 import os
 import random
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -160,11 +162,12 @@ QUERY_TOKENS = [
 
 # State files, as a host and the command line read them
 
-FOLDER = tempfile.TemporaryDirectory(prefix="pegasus-http-fuzz-")
+FOLDER = tempfile.mkdtemp(prefix="pegasus-http-fuzz-")
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 
 
 def loaded(data):
-    path = os.path.join(FOLDER.name, "state")
+    path = os.path.join(FOLDER, "state")
     with open(path, "wb") as file:
         file.write(data)
     return path, ph.StateFile(path)()
@@ -182,7 +185,7 @@ def check_state(data):
     try:
         path, state = loaded(data)
     except ValueError as error:
-        must(FOLDER.name in str(error), "no place in", error)
+        must(FOLDER in str(error), "no place in", error)
         return False
     must(loaded(dumped(path))[1] == state, "dumped and loaded it is another")
     targets = ["/meta/apps?detail&pretty", "/meta/nodes?detail", "/meta/cluster", "/version"]
