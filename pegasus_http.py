@@ -763,7 +763,7 @@ def _index(state: _State, query: _Query, settings: _Settings) -> _Page:
 def _version(state: _State, query: _Query, settings: _Settings) -> _Page:
     """Version and commit of the server."""
     of_state = (state.version, state.git_commit) if isinstance(state, Cluster) else (None, None)
-    page = {
+    page: _Page = {
         "Version": settings.version or of_state[0] or __version__,
         "GitCommit": settings.git_commit or of_state[1] or "unknown",
     }
@@ -792,7 +792,7 @@ def _process_start(pid: int) -> float:
 
 def _start_time(state: _State, query: _Query, settings: _Settings) -> _Page:
     """Start of the process, in local time."""
-    page = {"RecentStartTime": _local_time(_process_start(os.getpid()))}
+    page: _Page = {"RecentStartTime": _local_time(_process_start(os.getpid()))}
     return page if settings.flat else {"RecentStartTime": page}
 
 
@@ -2371,6 +2371,10 @@ class _Connection:
 
 class _Loop:
     """The listener, all connections and their deadlines, on one thread of process `pid`."""
+
+    pages: _Pages
+    now: float
+    stopping: bool
 
     def __init__(self, listener: socket.socket, server: StatusServer, max_connections: int) -> None:
         self.pages, self.counters, self._server = server._pages, server.counters, server
