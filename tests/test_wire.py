@@ -902,6 +902,7 @@ def test_options(meta, target):
     ("gzip;q=0", False), ("gzip; q=0.000", False), ("identity", False), ("gzipped", False),
     (",gzip", True), (", ,gzip;q=1 ,,", True), (",", False),
     ("", False), ("br", False), ("*;q=0", False), ("gzip;q=0, *", False),
+    ("*", True), ("br;q=1.0, *;q=0.5", True), ("x-gzip", True), ("x-gzip;q=0, *", False),
 ])
 def test_gzip(meta, coding, packed):
     plain = check(get(meta.port, "/meta/apps?detail"))
