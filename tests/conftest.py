@@ -1,9 +1,18 @@
-"""Servers that several test files ask: every test that takes one runs in both serving styles."""
+"""Servers that several test files ask, and the command line as a function.
+
+Every test that takes `meta` or `standby` runs in both serving styles.
+"""
+
+import os
+import signal
+import threading
 
 import pytest
 
 import pegasus_http as ph
-from support import PRIMARY, STYLES, cluster, served
+import replay
+from fakes import STATE
+from support import PATIENCE, PRIMARY, STYLES, cluster, ours, served, wait_until
 
 
 class Served:
@@ -28,3 +37,35 @@ def meta(style):
 def standby(style):
     with served(style, ph.Standby(PRIMARY)) as (server, port):
         yield Served(server, port, style)
+
+
+@pytest.fixture
+def nothing_is_left():
+    """The threads that a test has started with a server end."""
+    before = set(ours())
+    yield
+    wait_until(lambda: set(ours()) <= before, "the threads of the server end")
+
+
+@pytest.fixture
+def leader():
+    """The one meta server of a cluster."""
+    with replay.Meta(replay.synthetic(STATE)) as meta:
+        yield meta
+
+
+@pytest.fixture
+def main(capfd):
+    """main() in this process: call it like `run`. When it serves instead, it is ended."""
+    def call(*arguments):
+        timer = threading.Timer(PATIENCE, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        try:
+            code = ph.main(list(arguments))
+        except SystemExit as ended:
+            code = ended.code
+        finally:
+            timer.cancel()
+        return (code, *capfd.readouterr())
+
+    return call

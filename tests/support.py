@@ -1,8 +1,10 @@
 """What several test files share: raw sockets, real processes, and clusters of any size."""
 
+import atexit
 import collections
 import contextlib
 import email.utils
+import functools
 import gzip
 import http.server
 import json
@@ -10,9 +12,11 @@ import os
 import pathlib
 import re
 import resource
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -135,31 +139,59 @@ def command(*arguments, python=()):
     return [sys.executable, *python, "-m", "pegasus_http", *arguments]
 
 
+@functools.lru_cache(maxsize=None)
+def bytecode_folder():
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def environment(**changes):
     env = dict(os.environ, PYTHONPATH=os.path.dirname(os.path.abspath(ph.__file__)))
+    if env.pop("PYTHONDONTWRITEBYTECODE", ""):  # hundreds of processes would compile all anew
+        env["PYTHONPYCACHEPREFIX"] = bytecode_folder()
     env.update(changes)
     return env
 
 
 @contextlib.contextmanager
-def started(arguments, **changes):
-    """A process that becomes a server; yields (process, port) once it says that it listens."""
+def started(arguments, **options):
+    """A process that becomes a server; yields (process, port) once it says that it listens.
+
+    `options`: those of Popen that are not as usual.
+    """
+    options = {"stdin": subprocess.DEVNULL, "env": environment(), **options}
     process = subprocess.Popen(
-        arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=environment(**changes), text=True,
-    )
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
     try:
         line = process.stdout.readline()
-        assert line.startswith("listening on http://127.0.0.1:"), (line, process.stderr.read())
+        assert line.startswith("listening on http://"), (line, process.stderr.read())
         yield process, int(line.split()[2].rsplit(":", 1)[1])
     finally:
         process.kill()
         process.communicate()
 
 
-def running(*arguments, **changes):
+def running(*arguments):
     """The same for a command line of ours."""
-    return started(command("--listen", "127.0.0.1:0", *arguments), **changes)
+    return started(command("--listen", "127.0.0.1:0", *arguments))
+
+
+def at_once(check, cases):
+    """Call `check` with each of the cases, with some at the same time: each is about a process.
+
+    An error says in which case it came up.
+    """
+    import concurrent.futures  # which processes that import this file do without
+
+    def checked(case):
+        try:
+            check(*case)
+        except Exception as error:
+            raise AssertionError("%r: %s" % (case, error)) from error
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(checked, cases))
 
 
 def run(*arguments, stdin="", **changes):

@@ -1,12 +1,11 @@
 """Entity tags, If-Match and If-None-Match, and what caches are told."""
 
 import gzip
-import subprocess
 
 import pytest
 
 import pegasus_http as ph
-from support import STYLES, Client, check, cluster, command, environment, get, head, served
+from support import STYLES, Client, check, cluster, get, head, served
 
 HOST = "Host: test"
 TAGGED = (
@@ -254,6 +253,6 @@ def test_favicon(style, role, state):
         assert "/favicon.ico" not in get(port, "/").json
 
 
-def test_favicon_is_not_in_the_table_of_routes():
-    done = subprocess.run(command("--routes"), capture_output=True, env=environment(), text=True)
-    assert "/version" in done.stdout and "favicon" not in done.stdout
+def test_favicon_is_not_in_the_table_of_routes(main):
+    _, output, _ = main("--routes")
+    assert "/version" in output and "favicon" not in output

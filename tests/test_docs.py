@@ -247,9 +247,9 @@ def test_every_block_says_what_it_is():
 
 
 @readme
-def test_the_table_of_pages_is_what_routes_prints():
+def test_the_table_of_pages_is_what_routes_prints(main):
     """`pretty` is told once, below the table."""
-    code, printed, _ = support.run("--routes")
+    code, printed, _ = main("--routes")
     assert code == 0
     theirs = {cells[0]: [cells[1], cells[2].replace("pretty", "").rstrip(", ")]
               for cells in rows(printed)[2:]}
@@ -328,10 +328,10 @@ def arguments():
 
 @readme
 @pytest.mark.parametrize("text", arguments())
-def test_the_options_of_commands_that_are_not_run(text):
+def test_the_options_of_commands_that_are_not_run(main, text):
     """With `--routes` they are all checked, and nothing is served or asked."""
     words = [word for word in shlex.split(text) if word not in ("--check", "--dump")]
-    code, _, trouble = support.run(*words, *([] if "--version" in words else ["--routes"]))
+    code, _, trouble = main(*words, *([] if "--version" in words else ["--routes"]))
     assert (code, trouble) == (0, "")
 
 

@@ -2,14 +2,9 @@
 
 import asyncio
 import contextlib
-import gc
 import itertools
-import json
-import os
-import shutil
 import signal
 import socket
-import sys
 import threading
 import time
 
@@ -25,12 +20,10 @@ from support import (
     Gate,
     Slow,
     ask,
-    check_growth,
+    at_once,
     check_page,
     cluster,
-    command,
     descriptors,
-    figures,
     generation,
     get,
     host,
@@ -41,18 +34,12 @@ from support import (
     page_of,
     request,
     settle,
-    started,
     wait_until,
 )
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 METAS = ("/meta/app?name=table1", "/meta/apps", "/meta/nodes", "/meta/cluster")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left():
-    before = ours()
-    yield
-    wait_until(lambda: set(ours()) <= set(before), "the threads of the server end")
 
 
 def bindable(port):
@@ -206,7 +193,7 @@ def test_a_client_that_waits_for_the_source_is_not_read():
 
 
 def test_a_source_that_hangs_for_ever_is_a_504():
-    with blocked(timeout=0.3) as server:
+    with blocked(timeout=0.1) as server:
         for _ in range(2):
             answer = get(server.port, "/meta/apps")
             assert (answer.status, answer.json["error"]) == (504, "ERR_TIMEOUT")
@@ -369,7 +356,7 @@ def test_publish_from_eight_threads_is_never_a_mixture():
 
 def test_publish_never_blocks_and_is_seen_at_once():
     with ph.StatusServer(cluster(), role="meta") as server, Client(server.port) as client:
-        for tables in range(1, 100):
+        for tables in range(1, 50):
             server.publish(cluster(tables=tables, partitions=1))
             client.send(request("/meta/apps"))
             assert client.answer().json["summary"]["total_app_count"] == str(tables)
@@ -387,7 +374,7 @@ def test_publish_before_start_and_after_stop():
 
 # The clock
 
-@pytest.mark.parametrize("jump", [86400 * 400, -86400 * 400, 10 ** 9])
+@pytest.mark.parametrize("jump", [-86400 * 400, 10 ** 9])
 def test_the_clock_may_jump(monkeypatch, jump):
     real = time.time
     targets = METAS + ("/startTime",)
@@ -472,7 +459,7 @@ def test_every_stop_returns_when_the_port_is_free(monkeypatch):
         gate.reached()
         port = server.port
         stoppers = [in_thread(stop, server, port, free) for _ in range(2)]
-        stoppers[1].join(0.3)  # time to return too early
+        stoppers[1].join(0.1)  # time to return too early
         gate.open()
         assert all(joined(thread) for thread in stoppers) and free == [True] * 2
 
@@ -498,14 +485,17 @@ def test_stop_during_start():
 
 def test_stop_lets_answers_under_way_leave(monkeypatch):
     monkeypatch.setattr(ph, "_STOP_SECONDS", PATIENCE)
-    with ph.StatusServer(cluster(tables=25000, partitions=1), role="meta") as server:
+    large = {"page": "x" * 2 ** 24}  # more than the kernel keeps of it
+    route = ph.ROUTES["/meta/apps"]._replace(page=lambda *_: large)
+    monkeypatch.setitem(ph.ROUTES, "/large", route)
+    with ph.StatusServer(cluster(), role="meta") as server:
         with Client(server.port) as client:
             client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-            client.send(request("/meta/apps?detail"))
+            client.send(request("/large"))
             client.more()
             port, stopper = server.port, in_thread(server.stop)
             wait_until(lambda: refuses(port), "the listener is closed")
-            assert client.answer().json["summary"]["total_app_count"] == "25000"
+            assert client.answer().json == large
             assert client.closed() and joined(stopper)
 
 
@@ -538,28 +528,6 @@ def test_stop_gives_clients_that_read_nothing_no_longer_than_it_says(monkeypatch
         wait_until(lambda: set(ours()) <= threads, "the threads end")
 
 
-@needs_proc
-def test_start_and_stop_a_thousand_times():
-    server = ph.StatusServer(cluster(), role="meta")
-
-    def turn(ask):
-        with server:
-            if ask:
-                assert get(server.port, "/meta/apps").status == 200
-
-    for n in range(100):
-        turn(n % 10 == 0)
-    gc.collect()
-    before = figures(os.getpid())
-    for n in range(1000):
-        turn(n % 10 == 0)
-    gc.collect()
-    after = figures(os.getpid())
-    # A thread that another file left behind may have ended meanwhile.
-    assert after.threads <= before.threads and after.descriptors <= before.descriptors
-    check_growth(before.resident, after.resident, 8.0)
-
-
 def test_many_servers_in_one_process():
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(ph.StatusServer(cluster(tables=1 + n), role="meta"))
@@ -585,6 +553,32 @@ import os, signal, socket, sys, threading
 import pegasus_http as ph
 from support import Client, cluster, get
 """
+
+AGAIN_AND_AGAIN = STARTED + """
+import gc
+from support import check_growth, figures, wait_until
+server = ph.StatusServer(cluster(), role='meta')
+def turns(count):
+    for n in range(count):
+        with server:
+            if n % 10 == 0:
+                assert get(server.port, '/meta/apps').status == 200
+    gc.collect()
+    wait_until(lambda: figures(os.getpid()).threads == 1, 'all threads have ended')
+    return figures(os.getpid())
+before = turns(100)
+after = turns(500)
+assert after.descriptors == before.descriptors, (before, after)
+check_growth(before.resident, after.resident, 4.0)
+"""
+
+
+@needs_proc
+def test_start_and_stop_again_and_again():
+    """In a process of its own: no other thread comes or goes."""
+    host(AGAIN_AND_AGAIN)
+
+
 # Whoever waits for as long as that never comes to an end.
 PATIENT = "ph._STOP_SECONDS = ph._IDLE_SECONDS = ph._WRITE_SECONDS = 1000.0\n"
 
@@ -677,16 +671,20 @@ get(host.server.port, '/meta/apps')
 }
 
 
-@pytest.mark.parametrize("name", EXITS)
-def test_the_interpreter_ends_with_the_server_running(name):
-    own = "ignore" if "client" in EXITS[name].lower() else "error"  # its own clients stay open
-    host(STARTED + PATIENT + EXITS[name], "-X", "dev", "-W", own)
+def test_the_interpreter_ends_with_the_server_running():
+    def check(name):
+        own = "ignore" if "client" in EXITS[name].lower() else "error"  # its own clients stay open
+        host(STARTED + PATIENT + EXITS[name], "-X", "dev", "-W", own)
+
+    at_once(check, [[name] for name in EXITS])
 
 
-@pytest.mark.parametrize("flags", [(), ("-O",)], ids=["plain", "optimized"])
-@pytest.mark.parametrize("name", ["after-a-request", "with-a-hanging-source"])
-def test_the_interpreter_ends_under_other_flags(name, flags):
-    host(STARTED + PATIENT + EXITS[name], *flags)
+def test_the_interpreter_ends_under_other_flags():
+    def check(name, *flags):
+        host(STARTED + PATIENT + EXITS[name], *flags)
+
+    at_once(check, [(name, *flags) for name in ("after-a-request", "with-a-hanging-source")
+                    for flags in ((), ("-O",))])
 
 
 # Both modules outlive the first round of clearing, `holder` is emptied after the other one.
@@ -703,9 +701,11 @@ assert get(sys.holder.host.server.port, '/meta/apps').status == 200
 """
 
 
-@pytest.mark.parametrize("source", ["cluster()", "lambda: cluster()"])
-def test_the_interpreter_ends_with_a_host_that_is_held_by_another_module(source):
-    host(HELD_BY_A_MODULE.replace("SOURCE", source))
+def test_the_interpreter_ends_with_a_host_that_is_held_by_another_module():
+    def check(source):
+        host(HELD_BY_A_MODULE.replace("SOURCE", source))
+
+    at_once(check, [["cluster()"], ["lambda: cluster()"]])
 
 
 STOPPING = STARTED + """
@@ -871,113 +871,3 @@ for _ in range(5):
     assert get(server.port, '/version').status == 200
 server.stop()
 """, "-W", "ignore::DeprecationWarning")
-
-
-# The command line as a process: flags of the interpreter, signals
-
-def ends_well(process, *signals):
-    for number in signals:
-        process.send_signal(number)
-    output, errors = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, output, errors) == (0, "", "")
-
-
-SERVE = ("--role", "meta", "--listen", "127.0.0.1:0")
-
-
-@pytest.mark.parametrize("flags", [
-    ("-W", "error", "-X", "dev"), ("-O",), ("-OO",), ("-u",), ("-b", "-b"), ("-S",), ("-s", "-E"),
-], ids=" ".join)
-def test_flags_of_the_interpreter(flags):
-    arguments = command(*SERVE, python=flags)
-    if "-E" in flags:
-        arguments = [sys.executable, *flags, ph.__file__, *SERVE]
-    with started(arguments) as (process, port):
-        for target in METAS[1:] + ("/", "/version", "/startTime", "/health"):
-            assert get(port, target, "Accept-Encoding: gzip").status == 200
-        assert get(port, "/meta/app?name=temp&detail&pretty").status == 200
-        assert get(port, "/nosuch").status == 404
-        ends_well(process, signal.SIGTERM)
-
-
-@pytest.mark.parametrize("name", ["pegasus_http.py", "copied.py", "two words.py"])
-def test_isolated_without_site(tmp_path, name):
-    copy = shutil.copy(ph.__file__, str(tmp_path / name))
-    flags = ("-I", "-S", "-B", "-W", "error", "-X", "dev")
-    with started([sys.executable, *flags, copy, *SERVE]) as (process, port):
-        for target in METAS[1:] + ("/version",):
-            assert get(port, target, "Accept-Encoding: gzip").status == 200
-        ends_well(process, signal.SIGTERM)
-
-
-@pytest.mark.parametrize("signals", [
-    (signal.SIGTERM,), (signal.SIGINT,), (signal.SIGTERM, signal.SIGTERM),
-    (signal.SIGINT, signal.SIGINT), (signal.SIGINT, signal.SIGTERM) * 20,
-], ids=["TERM", "INT", "TERM-TERM", "INT-INT", "forty"])
-def test_signals_end_it_well(signals):
-    with started(command(*SERVE)) as (process, port), contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(Client(port)) for _ in range(10)]
-        for client, data in zip(clients, [b"", b"G", NEXT, NEXT * 5, NEXT[:-1]] * 2):
-            client.send(data)
-        assert get(port, "/version").status == 200
-        ends_well(process, *signals)
-
-
-def test_sighup_reads_a_state_file_that_looks_unchanged(tmp_path):
-    path = tmp_path / "state.json"
-
-    def save(name):
-        path.write_text(json.dumps({"apps": [{"app_id": 1, "app_name": name}], "nodes": []}))
-        os.utime(str(path), (1564466666, 1564466666))
-
-    def shown(target):
-        return get(port, target).json["general_info"]["1"]["app_name"]
-
-    save("before")
-    arguments = command(*SERVE, "--state", str(path), "--max-age", "3600")
-    with started(arguments) as (process, port):
-        assert shown("/meta/apps") == "before"
-        save("behind")
-        assert shown("/meta/apps") == shown("/meta/apps?detail") == "before"
-        process.send_signal(signal.SIGHUP)
-        wait_until(lambda: shown("/meta/apps") == "behind", "the new content is shown")
-        assert shown("/meta/apps?detail") == "behind"
-        ends_well(process, signal.SIGTERM)
-
-
-def test_a_killed_process_leaves_a_port_that_can_be_used_again():
-    with started(command(*SERVE)) as (process, port):
-        with Client(port) as client:
-            client.send(NEXT)
-            assert client.answer().status == 200
-            process.kill()
-            process.wait(PATIENCE)
-            with started(command("--role", "meta", "--listen", "127.0.0.1:%d" % port)) as (_, same):
-                assert same == port and get(port, "/version").status == 200
-
-
-def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypatch):
-    path, load = tmp_path / "state.json", ph._load_cluster
-    parsed, release = threading.Event(), threading.Event()
-
-    def slow_load(*arguments):
-        state = load(*arguments)
-        parsed.set()
-        assert release.wait(PATIENCE)
-        return state
-
-    def write(tables):
-        path.write_text(json.dumps(ph._cluster_to_json(cluster(tables=tables))))
-
-    write(2)
-    source = ph.StateFile(str(path), max_age=3600.0)
-    with ph.StatusServer(source, role="meta") as server, Client(server.port) as client:
-        monkeypatch.setattr(ph, "_load_cluster", slow_load)
-        client.send(request("/meta/apps"))
-        assert parsed.wait(PATIENCE)
-        write(3)
-        source.reload()
-        server.refresh()
-        release.set()
-        assert client.answer().status == 200
-        assert get(server.port, "/meta/apps").json["summary"] == {"total_app_count": "3"}

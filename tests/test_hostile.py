@@ -25,6 +25,7 @@ from support import (
     Client,
     Slow,
     ask,
+    at_once,
     check_growth,
     cluster,
     descriptors,
@@ -43,7 +44,8 @@ from support import (
     wait_until,
 )
 
-MEBIBYTES = 60.0  # what a crowd of hostile clients may cost at its peak
+CROWD = 400
+MEBIBYTES = 30.0  # what so many hostile clients may cost at their peak
 HALF = NEXT[:-2]
 BIG = request("/meta/apps?detail")
 
@@ -52,21 +54,26 @@ def threads():
     return {thread.ident for thread in threading.enumerate()}
 
 
+@pytest.fixture(scope="module")
+def large():
+    return cluster(tables=1000, partitions=4)
+
+
 @pytest.fixture
-def meta(monkeypatch):
+def meta(monkeypatch, large):
     """A server without deadlines: a test sets the one that it is about."""
     for name in ("_HEAD_SECONDS", "_IDLE_SECONDS", "_WRITE_SECONDS"):
         monkeypatch.setattr(ph, name, NEVER)
-    with ph.StatusServer(cluster(tables=1000, partitions=4), role="meta") as server:
+    with ph.StatusServer(ph.Cluster(*large), role="meta") as server:
         yield server
 
 
 @pytest.fixture(params=STYLES)
-def port(request, monkeypatch):
+def port(request, monkeypatch, large):
     """The same in both styles."""
     for name in ("_HEAD_SECONDS", "_IDLE_SECONDS", "_WRITE_SECONDS", "_DRAIN_SECONDS"):
         monkeypatch.setattr(ph, name, NEVER)
-    with served(request.param, cluster(tables=1000, partitions=4)) as (_, port):
+    with served(request.param, ph.Cluster(*large)) as (_, port):
         yield port
 
 
@@ -102,25 +109,23 @@ def flood(client, data):
 KERNEL = 2 ** 25  # bytes: more than what the kernel takes for a server that reads nothing
 
 
-@pytest.mark.parametrize("first", [
-    pytest.param(b"G", id="request-line"),
-    pytest.param(b"GET /version HTTP/1.1\r\nX-A: ", id="field"),
-    pytest.param(NEXT + b"G", id="second-request"),
-])
-def test_a_head_that_never_ends_is_ended_by_the_clock(port, monkeypatch, first):
+def test_a_head_that_never_ends_is_ended_by_the_clock(port, monkeypatch):
+    def check(first):
+        with Client(port) as client:
+            began = time.monotonic()
+            client.send(first)
+            if first.startswith(NEXT):
+                assert client.answer().status == 200
+            left = trickle(client, b"a")
+            assert time.monotonic() - began >= 0.4
+            assert left.startswith(b"HTTP/1.1 408 "), left
+
     monkeypatch.setattr(ph, "_HEAD_SECONDS", 0.5)
-    with Client(port) as client:
-        began = time.monotonic()
-        client.send(first)
-        if first.startswith(NEXT):
-            assert client.answer().status == 200
-        left = trickle(client, b"a")
-        assert time.monotonic() - began >= 0.4
-        assert left.startswith(b"HTTP/1.1 408 "), left
+    at_once(check, [[b"G"], [b"GET /version HTTP/1.1\r\nX-A: "], [NEXT + b"G"]])
 
 
 def test_a_head_that_stops_is_answered_408(port, monkeypatch):
-    monkeypatch.setattr(ph, "_HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(ph, "_HEAD_SECONDS", 0.2)
     with Client(port) as client:
         client.send(HALF)
         answer = client.answer()
@@ -137,19 +142,15 @@ def test_a_slow_head_within_the_deadline_is_answered(meta):
         assert client.answer().status == 200
 
 
-@pytest.mark.parametrize("first", [
-    pytest.param(b"", id="no-byte"),
-    pytest.param(NEXT, id="after-an-answer"),
-])
-def test_an_idle_connection_is_closed_without_a_word(port, monkeypatch, first):
+def test_an_idle_connection_is_closed_without_a_word(port, monkeypatch):
     monkeypatch.setattr(ph, "_IDLE_SECONDS", 0.4)
-    with Client(port) as client:
-        began = time.monotonic()
-        client.send(first)
-        if first:
-            assert client.answer().status == 200
-        assert client.closed()
-        assert time.monotonic() - began >= 0.3
+    began = time.monotonic()
+    with Client(port) as without_a_byte, Client(port) as after_an_answer:
+        after_an_answer.send(NEXT)
+        assert after_an_answer.answer().status == 200
+        for client in (without_a_byte, after_an_answer):
+            assert client.closed()
+            assert time.monotonic() - began >= 0.3
 
 
 def test_idle_connections_outlive_the_intervals_of_pollers():
@@ -157,8 +158,8 @@ def test_idle_connections_outlive_the_intervals_of_pollers():
 
 
 def test_blank_lines_for_ever_are_ended_by_the_clock(port, monkeypatch):
-    monkeypatch.setattr(ph, "_HEAD_SECONDS", 0.5)
-    monkeypatch.setattr(ph, "_IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(ph, "_HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(ph, "_IDLE_SECONDS", 0.3)
     with Client(port) as client:
         assert trickle(client, b"\r\n") == b"", "no request has begun"
 
@@ -179,7 +180,7 @@ def test_what_never_ends_is_ended_by_its_bytes(port, first, data):
 
 
 def test_a_body_that_never_ends_is_ended_by_the_clock(port, monkeypatch):
-    monkeypatch.setattr(ph, "_DRAIN_SECONDS", 0.3)
+    monkeypatch.setattr(ph, "_DRAIN_SECONDS", 0.2)
     with Client(port) as client:
         client.send(HALF + b"Content-Length: 1000\r\n\r\n")
         assert client.answer().status == 200
@@ -193,18 +194,6 @@ def test_a_body_that_never_ends_is_ended_by_the_clock(port, monkeypatch):
             return False
 
         wait_until(takes_no_more, "the server takes no more")
-
-
-def test_a_blank_line_in_two_parts_begins_no_request(port, monkeypatch):
-    with Client(port) as client, Client(port) as bystander:
-        settle(bystander)
-        for data in (b"\r", b"\n"):
-            client.send(data)
-            settle(bystander)
-        monkeypatch.setattr(ph, "_HEAD_SECONDS", 0.2)
-        ask(client)
-        assert not select.select([client.sock], [], [], 0.6)[0], "nobody asked"
-        ask(client)
 
 
 @pytest.mark.parametrize("size", [100, 479, 480, 512, 4096, 8192, 16383, 16384, 16385, 32000])
@@ -223,7 +212,7 @@ def test_bytes_behind_the_last_request_do_not_reset_its_answer(port, size):
 
 
 def test_an_answer_that_nobody_reads_is_given_up(port, monkeypatch):
-    monkeypatch.setattr(ph, "_WRITE_SECONDS", 0.3)
+    monkeypatch.setattr(ph, "_WRITE_SECONDS", 0.2)
     with Client(port) as bystander:
         settle(bystander)
         before = descriptors()
@@ -235,7 +224,7 @@ def test_an_answer_that_nobody_reads_is_given_up(port, monkeypatch):
 
 
 def test_a_reader_of_a_byte_at_a_time_is_given_up(port, monkeypatch):
-    monkeypatch.setattr(ph, "_WRITE_SECONDS", 0.5)
+    monkeypatch.setattr(ph, "_WRITE_SECONDS", 0.3)
 
     def read_one():
         with contextlib.suppress(BlockingIOError, ConnectionResetError):
@@ -320,7 +309,7 @@ def test_rude_clients_do_not_fill_the_log(state_file):
         assert log == ""
 
 
-# Crowds: a thousand at once
+# Crowds: hundreds at once
 
 class Crowd:
     """Many clients of one kind; `turn` is what each does between two requests of a good client."""
@@ -359,9 +348,9 @@ KINDS = {
 
 @needs_proc
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_thousand_at_once(state_file, kind):
+def test_a_crowd_at_once(state_file, kind):
     first, small, act = KINDS[kind]
-    count = room(1000)
+    count = room(CROWD)
     with running("--role", "meta", "--state", state_file) as (process, port):
         with Client(port) as good:
             good.send(BIG)
@@ -526,8 +515,8 @@ def test_a_full_descriptor_table_neither_spins_nor_kills():
         fill(process)
         waiting = [opened(stack, port, NEXT) for _ in range(10)]
         began, spent = time.monotonic(), processor_seconds(process.pid)
-        wait_until(lambda: time.monotonic() - began > 1.5, "a second and a half has passed")
-        assert processor_seconds(process.pid) - spent < 0.6
+        wait_until(lambda: time.monotonic() - began > 1.0, "a second has passed")
+        assert processor_seconds(process.pid) - spent < 0.4
         working.send(b"\r\n" + HALF)
         assert working.answer().status == 200, "who is connected is served"
         assert not select.select([client.sock for client in waiting], [], [], 0)[0]
@@ -625,12 +614,12 @@ def test_pages_of_old_states_are_given_back():
             assert get(port, target, "Accept-Encoding: gzip").status == 200
 
     def answer(process, first):
-        for _ in range(10):
+        for _ in range(5):
             turn(process, int(first))
         before = figures(process.pid)
-        for _ in range(40):
+        for _ in range(25):
             turn(process, int(first))
-        check_growth(before.resident, figures(process.pid).resident, 8.0)
+        check_growth(before.resident, figures(process.pid).resident, 5.0)
 
     host(PUBLISHING, answer=answer)
 

@@ -5,41 +5,35 @@ import pytest
 import pegasus_http as ph
 import replay
 import support
-from fakes import (
-    STATE,
-    check_error,
-    one_page,
-)
+from fakes import STATE, check_error, one_page
 from replay import Meta
-from support import get, run, running, wait_until
+from support import get, running, wait_until
 
 
 @pytest.fixture
-def leader():
-    with Meta(replay.synthetic(STATE)) as meta:
-        yield meta
+def dump_error(main):
+    """Call it with an address: the line on stderr of a --dump that cannot work."""
+    def call(address):
+        code, out, err = main("--role", "meta", "--cluster", address, "--dump", "--timeout", "5")
+        assert (code, out) == (1, ""), (code, out, err)
+        assert "Traceback" not in err
+        assert len(err.strip().splitlines()) == 1, err
+        return err
 
-
-def dump_error(address):
-    """The lines on stderr of a --dump that cannot work."""
-    code, out, err = run("--role", "meta", "--cluster", address, "--dump", "--timeout", "5")
-    assert (code, out) == (1, ""), (code, out, err)
-    assert "Traceback" not in err
-    assert len(err.strip().splitlines()) == 1, err
-    return err
+    return call
 
 
 @pytest.mark.parametrize("address", [
     "10.0.0.1", "10.0.0.1:", ":34601", "10.0.0.1:x", "10.0.0.1:0", "10.0.0.1:65536", "a:1,b", "",
 ])
-def test_address_that_is_none(address):
-    code, out, err = run("--role", "meta", "--cluster", address)
+def test_address_that_is_none(main, address):
+    code, out, err = main("--role", "meta", "--cluster", address)
     assert (code, out) == (2, "")
     assert "Traceback" not in err
     assert address.split(",")[-1] in err
 
 
-def test_name_that_does_not_resolve():
+def test_name_that_does_not_resolve(dump_error):
     assert "no-such-host.invalid:34601" in dump_error("no-such-host.invalid:34601")
 
 
@@ -55,7 +49,7 @@ def test_name_that_cannot_resolve_is_passed_over(leader, host):
         assert one_page(standby, leader, timeout=20.0).status == 200
 
 
-def test_http_server_where_a_meta_was_expected(leader):
+def test_http_server_where_a_meta_was_expected(dump_error, leader):
     leader.fault = replay.HTTP_400
     error = dump_error(leader.address)
     assert leader.address in error
@@ -63,7 +57,7 @@ def test_http_server_where_a_meta_was_expected(leader):
     check_error(one_page(leader), 502, None, leader.address, "HTTP")
 
 
-def test_our_own_server_where_a_meta_was_expected():
+def test_our_own_server_where_a_meta_was_expected(dump_error):
     with ph.StatusServer(support.cluster(), role="meta") as server:
         address = "127.0.0.1:%d" % server.port
         error = dump_error(address)
@@ -71,14 +65,14 @@ def test_our_own_server_where_a_meta_was_expected():
     assert "HTTP" in error
 
 
-def test_replica_server_where_a_meta_was_expected():
+def test_replica_server_where_a_meta_was_expected(dump_error):
     with Meta(replay.replica_server()) as replica:
         error = dump_error(replica.address)
     assert replica.address in error
     assert "replica" in error
 
 
-def test_refused_on_the_command_line():
+def test_refused_on_the_command_line(dump_error):
     with replay.refused() as dead:
         assert dead in dump_error(dead)
 

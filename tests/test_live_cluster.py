@@ -27,12 +27,6 @@ from replay import CLI, CLUSTER_INFO, LIST_APPS, LIST_NODES, QUERY, Meta
 from support import get, wait_until
 
 
-@pytest.fixture
-def leader():
-    with Meta(replay.synthetic(STATE)) as meta:
-        yield meta
-
-
 def test_error_of_one_table_is_no_other_pages_error(leader):
     denied = replay.query(None, error="ERR_ACL_DENY")
     leader.answers = replay.overriding(leader.answers, {(QUERY, b"table3"): denied})
@@ -256,9 +250,9 @@ def test_list_that_has_something_new_about_a_table(leader):
     """The answer about it is not old yet; it is shown with what the list says now."""
     changed = replay.make_state()
     changed["apps"][1]["envs"] = {"key": "value"}
-    with reading(leader, max_age=2.0) as source:
+    with reading(leader, max_age=1.0) as source:
         _, old = source.read("overview")
-        wait_until(lambda: time.monotonic() > old - 1.0, "half of it")
+        wait_until(lambda: time.monotonic() > old - 0.5, "half of it")
         assert source.read("table:table2")[0].apps[0].envs == ()
         leader.answers = replay.synthetic(changed)
         wait_until(lambda: time.monotonic() > old, "the list is old, the table is not")

@@ -23,13 +23,6 @@ from fakes import (
 from replay import CLI, CLUSTER_INFO, LIST_APPS, LIST_NODES, QUERY, Meta
 from support import get
 
-
-@pytest.fixture
-def leader():
-    with Meta(replay.synthetic(STATE)) as meta:
-        yield meta
-
-
 SMALL = replay.make_state(tables=2, partitions=2, nodes=3)
 
 
@@ -52,10 +45,12 @@ def outcome(meta):
 
 
 @pytest.mark.parametrize("code", FRAMES)
-def test_cut_at_every_byte(code):
+def test_cut_at_any_byte(code):
+    """At every byte of the head, at the last one, and at some in between."""
+    size = len(FRAMES[code])
     with Meta(replay.synthetic(SMALL)) as meta:
         whole = outcome(meta)
-        for count in range(len(FRAMES[code])):
+        for count in range(size) if LONG else (*range(40), *range(40, size, 7), size - 1):
             meta.fault = replay.only(code, replay.closed_after(count))
             assert outcome(meta).status == 502, count
         meta.fault = None
@@ -111,7 +106,7 @@ def samples():
 
 
 def test_every_byte_flipped_in_the_codec():
-    masks = range(1, 256) if LONG else (0x01, 0x02, 0x0F, 0x80, 0xFF)
+    masks = range(1, 256) if LONG else (0x01, 0x0F, 0x80)
     for code, frame in samples():
         assert not isinstance(decoded(code, frame), ph._WireError)
         for position in range(len(frame)):
@@ -212,10 +207,10 @@ def query_of(row, count):
 
 
 def test_memory_follows_from_the_size_of_the_frame():
-    body = query_of(ROW, 40000)
+    body = query_of(ROW, 10000)
     tracemalloc.start()
     try:
-        assert len(ph._read_query(ph._Decoder(body))["partitions"]) == 40000
+        assert len(ph._read_query(ph._Decoder(body))["partitions"]) == 10000
         assert tracemalloc.get_traced_memory()[1] < 4 * len(body)
     finally:
         tracemalloc.stop()

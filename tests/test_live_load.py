@@ -28,12 +28,6 @@ from replay import CLI, CLUSTER_INFO, LIST_APPS, LIST_NODES, QUERY, Meta
 from support import get, wait_until
 
 
-@pytest.fixture
-def leader():
-    with Meta(replay.synthetic(STATE)) as meta:
-        yield meta
-
-
 def test_nothing_is_asked_while_nobody_asks(leader):
     with serving(leader, max_age=0.01) as server:
         assert get(server.port, "/").status == 200
@@ -164,7 +158,7 @@ def test_pipelining_is_bounded():
     """A server that answers no query has not got all of them."""
     state = replay.make_state(tables=3000, partitions=1)
     with Meta(replay.synthetic(state), replay.only(QUERY, replay.silent)) as meta:
-        assert one_page(meta, target="/meta/apps?detail=true", timeout=1.5).status == 504
+        assert one_page(meta, target="/meta/apps?detail=true", timeout=1.0).status == 504
         assert 1 < len(set(meta.asked(QUERY))) < 3000
 
 

@@ -21,12 +21,6 @@ DROPPED = {"app_name": "old", "app_id": 7, "partition_count": 1, "status": "DROP
            "partitions": None}
 
 
-@pytest.fixture
-def leader():
-    with Meta(replay.synthetic(STATE)) as meta:
-        yield meta
-
-
 def with_table(**fields):
     """The usual cluster and a table of this kind."""
     state = replay.make_state(tables=4)

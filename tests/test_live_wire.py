@@ -27,12 +27,6 @@ from replay import CLI, CLUSTER_INFO, LIST_APPS, LIST_NODES, QUERY, Meta
 from support import get
 
 
-@pytest.fixture
-def leader():
-    with Meta(replay.synthetic(STATE)) as meta:
-        yield meta
-
-
 @needs_examples
 @pytest.mark.parametrize("name, code, argument, sequence", [
     ("01_list_apps_req_v0", LIST_APPS, 0, 1), ("05_query_cfg_req_v0", QUERY, b"temp", 2),

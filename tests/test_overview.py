@@ -149,6 +149,7 @@ def test_without_its_text_browsers_get_json_too(monkeypatch):
 
 # The clock of the page stands still: what it plans for 5 seconds later happens when the test says
 # tick(), what it plans for 20 seconds later when the test says tock(). All other timers are real.
+# With #fast, 5 seconds are a twentieth of a second, and all else is as in a browser.
 CLOCK = """
     const [start, stop, ask] = [setTimeout, clearTimeout, fetch].map((f) => f.bind(window));
     const planned = new Map();
@@ -166,7 +167,9 @@ CLOCK = """
     window.all = (selector) => [...document.querySelectorAll(selector)];
     window.count = (selector) => all(selector).length;
     window.byId = (id) => document.getElementById(id);
-    if (location.hash !== "#real") {
+    if (location.hash === "#fast") {
+      window.setTimeout = (run, after) => start(run, after === 5000 ? 50 : after);
+    } else {
       window.setTimeout = (run, after) => {
         if (after < 5000) return start(run, after);
         planned.set(last -= 1, [run, after]);
@@ -464,10 +467,10 @@ def test_pause_and_a_hidden_tab(page):
 
 
 def test_a_lost_connection_and_its_recovery_by_itself(page):
-    """With the real clock: nobody touches the page, and it is up to date again."""
+    """With a clock that goes by itself: nobody touches the page, and it is up to date again."""
     state = cluster(table("temp", "oo"))
     with ph.start(state, role="meta") as server:
-        page.open(server.url + "/#real")
+        page.open(server.url + "/#fast")
         page.wait("count('.row') === 1 && byId('updated').textContent !== ''")
         port = server.port
     page.wait("byId('trouble').innerText.includes('connection lost')")

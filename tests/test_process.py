@@ -77,20 +77,23 @@ signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 """
 
 
+SMALL, LARGE = ("/version",), ("/meta/apps?detail", "/nosuch")
+
+
 @both_styles
-@pytest.mark.parametrize("leave", [lambda client: client.sock.close(), reset],
-                         ids=["closes", "resets"])
-@pytest.mark.parametrize("targets", [("/version",), ("/meta/apps?detail", "/nosuch")],
-                         ids=["small", "large"])
-def test_clients_that_leave_early_do_not_kill_the_host(style, leave, targets):
+def test_clients_that_leave_early_do_not_kill_the_host(style):
+    def leaves_early(port, turn, leave, targets):
+        client = Client(port)
+        client.send(b"".join(
+            request(target, "X-A: %d.%d" % (turn, n)) for n in range(50) for target in targets))
+        leave(client)
+        assert get(port, "/version").status == 200, (leave, targets)
+
     def answer(process, port):
-        port = int(port)
-        for turn in range(10):
-            client = Client(port)
-            client.send(b"".join(
-                request(target, "X-A: %d.%d" % (turn, n)) for n in range(50) for target in targets))
-            leave(client)
-            assert get(port, "/version").status == 200
+        for leave in (lambda client: client.sock.close(), reset):
+            for targets in (SMALL, LARGE):
+                for turn in range(10):
+                    leaves_early(int(port), turn, leave, targets)
         told(process)
 
     host(PIPE + """
@@ -105,6 +108,7 @@ os._exit(0)
 
 def test_a_source_that_returns_after_the_stop_does_not_kill_the_host():
     host(PIPE + """
+ph._STOP_SECONDS = 0.05
 gate = Gate()
 def source():
     gate()
@@ -243,84 +247,90 @@ for file in files:
 
 LOGGING = STARTED + """
 import logging
+KINDS = (ZeroDivisionError, OSError, SystemExit)
 class Broken(logging.Handler):
     def emit(self, record):
-        raise KIND('the log is broken')
-logging.getLogger('pegasus_http').addHandler(Broken())
+        raise self.kind('the log is broken')
+broken = Broken()
+logging.getLogger('pegasus_http').addHandler(broken)
 logging.getLogger('pegasus_http.access').setLevel(logging.INFO)
 """
-kinds = pytest.mark.parametrize("kind", ["ZeroDivisionError", "OSError", "SystemExit"])
+FOR_EACH_KIND = """
+for style in STYLES:
+    for broken.kind in KINDS:
+        check(style)
+sys.stdout.flush()
+os._exit(0)
+"""
 
 
-@kinds
-@both_styles
-def test_a_logging_handler_that_raises_stops_no_page(style, kind):
-    host((LOGGING + """
+def test_a_logging_handler_that_raises_stops_no_page():
+    host(LOGGING + """
 def failing(*_):
     raise ValueError('the page or the source fails')
 class Patch:
     setitem = staticmethod(dict.__setitem__)
 for path in ('/version', '/meta/apps'):
     page_of(Patch, path + '/failing', path, failing)
-answers = iter([failing, lambda: 17, cluster])
-server, port = serve(STYLE, lambda: next(answers, cluster)())
-assert [get(port, '/meta/apps').status for _ in range(3)] == [500, 500, 200]
-for path in ('/version/failing', '/meta/apps/failing'):
-    for _ in range(3):
-        assert get(port, path).status == 500
-    assert total(port) == '3'
-assert server.counters.last_error
-server.stop()
-sys.stdout.flush()
-os._exit(0)
-""").replace("KIND", kind).replace("STYLE", repr(style)))
+def check(style):
+    answers = iter([failing, lambda: 17, cluster])
+    server, port = serve(style, lambda: next(answers, cluster)())
+    assert [get(port, '/meta/apps').status for _ in range(3)] == [500, 500, 200]
+    for path in ('/version/failing', '/meta/apps/failing'):
+        for _ in range(3):
+            assert get(port, path).status == 500
+        assert total(port) == '3'
+    assert server.counters.last_error
+    server.stop()
+""" + FOR_EACH_KIND)
 
 
-@kinds
-@both_styles
-def test_an_access_log_that_raises_stops_no_page(style, kind):
-    host((LOGGING + """
-server, port = serve(STYLE, cluster(), access_log=True)
-assert not server.counters.last_error
-with Client(port) as client:
-    for _ in range(3):
-        for target in ('/version', '/meta/apps'):
-            client.send(request(target))
-            assert client.answer().status == 200
-assert server.counters.last_error, 'the host can find out'
-server.stop()
-os._exit(0)
-""").replace("KIND", kind).replace("STYLE", repr(style)))
+def test_an_access_log_that_raises_stops_no_page():
+    host(LOGGING + """
+def check(style):
+    server, port = serve(style, cluster(), access_log=True)
+    assert not server.counters.last_error
+    with Client(port) as client:
+        for _ in range(3):
+            for target in ('/version', '/meta/apps'):
+                client.send(request(target))
+                assert client.answer().status == 200
+    assert server.counters.last_error, 'the host can find out'
+    server.stop()
+""" + FOR_EACH_KIND)
 
 
 @needs_proc
-@kinds
-def test_a_logging_handler_that_raises_does_not_end_the_loop_without_descriptors(kind):
-    def answer(process, port):
-        assert told(process) == "full"
-        with Client(int(port)) as client:
-            client.send(NEXT)
-            assert told(process) == "reported"
-            assert client.answer().status == 200
-        told(process)
+def test_a_logging_handler_that_raises_does_not_end_the_loop_without_descriptors():
+    def answer(process, line):
+        while line != "the end":
+            assert told(process) == "full"
+            with Client(int(line)) as client:
+                client.send(NEXT)
+                assert told(process) == "reported"
+                assert client.answer().status == 200
+            line = told(process)
 
-    host((LOGGING + """
+    host(LOGGING + """
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-server, port = serve('loop', cluster())
-print(port, flush=True)
-sys.stdin.readline()
-files = []
-with contextlib.suppress(OSError):
-    while True:
-        files.append(os.open(os.devnull, os.O_RDONLY))
-print('full', flush=True)
-sys.stdin.readline()
-wait_until(lambda: server.counters.last_error, 'it cannot accept')
-for file in files:
-    os.close(file)
-print('reported', flush=True)
-sys.stdin.readline()
-""").replace("KIND", kind), answer=answer)
+for broken.kind in KINDS:
+    server, port = serve('loop', cluster())
+    print(port, flush=True)
+    sys.stdin.readline()
+    files = []
+    with contextlib.suppress(OSError):
+        while True:
+            files.append(os.open(os.devnull, os.O_RDONLY))
+    print('full', flush=True)
+    sys.stdin.readline()
+    wait_until(lambda: server.counters.last_error, 'it cannot accept')
+    for file in files:
+        os.close(file)
+    print('reported', flush=True)
+    sys.stdin.readline()
+    server.stop()
+print('the end', flush=True)
+""", answer=answer)
 
 
 # Forks
@@ -382,61 +392,64 @@ kept.sock.close()
 
 @needs_fork
 @FORKS
-@both_styles
-def test_clients_see_the_end_although_a_child_lives(fork, style):
+def test_clients_see_the_end_although_a_child_lives(fork):
     forking("""
-server, port = serve(%r, cluster())
-kept = Client(port)
-ask(kept)
-closing = Client(port)
-closing.send(request('/version')[:-2])
-read, write = os.pipe()
-def work():
+def check(style):
+    server, port = serve(style, cluster())
+    kept = Client(port)
+    ask(kept)
+    closing = Client(port)
+    closing.send(request('/version')[:-2])
+    read, write = os.pipe()
+    def work():
+        os.close(write)
+        os.read(read, 1)
+    child = in_child(work, 60)
+    closing.send(b'Connection: close\\r\\n\\r\\n')
+    assert closing.answer().status == 200
+    assert closing.closed(), 'a child holds it open'
+    closing.sock.close()
+    kept.send(b'not HTTP\\r\\n\\r\\n')
+    assert kept.answer().status == 400
+    assert kept.closed(), 'a child holds it open'
+    kept.sock.close()
+    if style == 'loop':
+        last = Client(port)
+        ask(last)
+        server.stop()
+        assert last.closed(), 'a child holds it open'
+        last.sock.close()
     os.close(write)
-    os.read(read, 1)
-child = in_child(work, 60)
-closing.send(b'Connection: close\\r\\n\\r\\n')
-assert closing.answer().status == 200
-assert closing.closed(), 'a child holds it open'
-closing.sock.close()
-kept.send(b'not HTTP\\r\\n\\r\\n')
-assert kept.answer().status == 400
-assert kept.closed(), 'a child holds it open'
-kept.sock.close()
-if %r == 'loop':
-    last = Client(port)
-    ask(last)
-    server.stop()
-    assert last.closed(), 'a child holds it open'
-    last.sock.close()
-os.close(write)
-ended(child)
+    ended(child)
+for style in STYLES:
+    check(style)
 os._exit(0)
-""" % (style, style), fork)
+""", fork)
 
 
 @needs_fork
 @FORKS
-@both_styles
-@pytest.mark.parametrize("source", ["cluster(tables=2)", "lambda: cluster(tables=2)"],
-                         ids=["state", "source"])
-def test_a_server_used_before_a_fork_serves_in_the_child(fork, style, source):
+def test_a_server_used_before_a_fork_serves_in_the_child(fork):
     """The thread that computed before is not there; a server that was never started has one too."""
     forking("""
-server, port = serve(%r, %s)
-assert total(port) == '2'
-def work():
-    class Handler(ph.StatusHandler):
-        status_server = server
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as mount:
-        threading.Thread(target=mount.serve_forever, args=(0.01,), daemon=True).start()
-        assert get(mount.server_address[1], '/version').status == 200
-        assert total(mount.server_address[1]) == '2'
-        mount.shutdown()
-ended(in_child(work))
-assert total(port) == '2'
+def check(style, source):
+    server, port = serve(style, source)
+    assert total(port) == '2'
+    def work():
+        class Handler(ph.StatusHandler):
+            status_server = server
+        with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as mount:
+            threading.Thread(target=mount.serve_forever, args=(0.01,), daemon=True).start()
+            assert get(mount.server_address[1], '/version').status == 200
+            assert total(mount.server_address[1]) == '2'
+            mount.shutdown()
+    ended(in_child(work))
+    assert total(port) == '2'
+for style in STYLES:
+    for source in (cluster(tables=2), lambda: cluster(tables=2)):
+        check(style, source)
 os._exit(0)
-""" % (style, source), fork)
+""", fork)
 
 
 @needs_fork
@@ -454,7 +467,7 @@ for path in ('/meta/nodes', '/meta/apps', '/meta/app'):
     page_of(Patch, path, path, lambda query: begun.set())
 server, port = serve('loop', None, timeout=60.0)
 TARGETS = ('/meta/nodes?detail', '/meta/apps?detail', '/meta/app?name=table1', '/meta/cluster')
-for n in range(9):
+for n in range(6):
     server.publish(ph.Standby(None))
     begun.clear()
     state = fresh()
@@ -464,9 +477,10 @@ for n in range(9):
         assert begun.wait(20)
         def work():
             server.start()
+            own = fresh()
             for target in TARGETS:
                 assert get(server.port, target).status == 200
-                assert ph.respond(fresh(), 'GET', target).status == 200
+                assert ph.respond(own, 'GET', target).status == 200
         child = in_child(work)
         assert client.answer().status == 200
         ended(child)
@@ -576,39 +590,59 @@ def asleep(pid):
     return states == {"S"}
 
 
+def sent_while_stopped(stack, port):
+    """Connections to this port at different stages: (before the stop, during it, after it)."""
+    kept, half, silent = (stack.enter_context(Client(port)) for _ in range(3))
+
+    def before():
+        for client in (kept, half):
+            ask(client)
+        half.send(NEXT[:9])
+        settle(kept)
+
+    def meanwhile():
+        kept.send(request("/meta/apps") + NEXT)
+        half.send(NEXT[9:])
+        silent.send(NEXT)
+        silent.newcomer = stack.enter_context(Client(port))
+        silent.newcomer.send(NEXT)
+
+    def afterwards():
+        assert "general_info" in kept.answer().json
+        for client in (kept, half, silent, silent.newcomer):
+            assert client.answer().status == 200
+
+    return before, meanwhile, afterwards
+
+
 @needs_proc
-@both_styles
-def test_what_was_sent_while_the_process_was_stopped_is_answered(style):
-    def answer(process, port):
-        with Client(int(port)) as kept, Client(int(port)) as half, Client(int(port)) as silent:
-            for client in (kept, half):
-                ask(client)
-            half.send(NEXT[:9])
-            settle(kept)
+def test_what_was_sent_while_the_process_was_stopped_is_answered():
+    """In both styles at the same time."""
+    def answer(process, ports):
+        with contextlib.ExitStack() as stack:
+            steps = zip(*(sent_while_stopped(stack, int(port)) for port in ports.split()))
+            before, meanwhile, afterwards = steps
+            for step in before:
+                step()
             wait_until(lambda: asleep(process.pid), "it waits for its clients")
             process.send_signal(signal.SIGSTOP)
             assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
-            kept.send(request("/meta/apps") + NEXT)
-            half.send(NEXT[9:])
-            silent.send(NEXT)
-            with Client(int(port)) as newcomer:
-                newcomer.send(NEXT)
-                until = time.monotonic() + 2.5  # all limits are over
-                wait_until(lambda: time.monotonic() > until, "time passes")
-                process.send_signal(signal.SIGCONT)
-                assert "general_info" in kept.answer().json
-                for client in (kept, half, silent, newcomer):
-                    assert client.answer().status == 200
+            for step in meanwhile:
+                step()
+            until = time.monotonic() + 2.2  # all limits are over
+            wait_until(lambda: time.monotonic() > until, "time passes")
+            process.send_signal(signal.SIGCONT)
+            for step in afterwards:
+                step()
         told(process)
 
     host(STARTED + """
 ph._IDLE_SECONDS = ph._HEAD_SECONDS = 2.0
-server, port = serve(%r, cluster())
-print(port, flush=True)
+print(*[serve(style, cluster())[1] for style in STYLES], flush=True)
 sys.stdin.readline()
 sys.stdout.flush()
 os._exit(0)
-""" % style, answer=answer)
+""", answer=answer)
 
 
 # Interpreters within the interpreter

@@ -237,9 +237,9 @@ def test_standby_whose_leader_just_died(recording):
 
 
 @pytest.mark.parametrize("recording", recordings("state"))
-def test_pages_of_a_dump_that_is_served(recording, tmp_path):
+def test_pages_of_a_dump_that_is_served(main, recording, tmp_path):
     with Meta(replay.recorded(recording["rpc"])) as meta:
-        code, text, errors = support.run("--cluster", meta.address, "--dump")
+        code, text, errors = main("--cluster", meta.address, "--dump")
     assert (code, errors) == (0, "")
     path = tmp_path / "dumped.json"
     path.write_text(text, encoding="utf-8")

@@ -5,7 +5,7 @@ import re
 import pytest
 
 import pegasus_http as ph
-from support import PRIMARY, STYLES, Client, check, get, head, run, served
+from support import PRIMARY, STYLES, Client, check, get, head, served
 
 # RFC 3986, 3.3 and 3.4: what a path and a query may hold
 LOCATION = r"http://10\.0\.0\.9:34601/(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*"
@@ -143,6 +143,6 @@ def test_never_to_the_address_that_it_listens_on(style):
     "0.0.0.0:34601", "[::]:34601", "[0:0:0:0:0:0:0:0]:34601", "224.0.0.1:34601",
     "255.255.255.255:34601", "[ff02::1]:34601", "10.0.0.1:0", "10.0.0.1", "a:b:34601",
 ])
-def test_a_standby_of_nobody_is_refused(address):
-    code, _, errors = run("--role", "meta", "--standby-of", address, "--check")
+def test_a_standby_of_nobody_is_refused(main, address):
+    code, _, errors = main("--role", "meta", "--standby-of", address, "--check")
     assert code == 2 and address in errors.splitlines()[-1]

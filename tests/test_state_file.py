@@ -12,7 +12,7 @@ import pytest
 
 import pegasus_http as ph
 import soak
-from support import Client, cluster, environment, finished, get, run, running, wait_until
+from support import Client, cluster, environment, finished, get, running, wait_until
 
 
 def app(**fields):
@@ -192,10 +192,10 @@ def test_what_is_wrong_is_told_with_its_place(tmp_path, content, message):
     (b"", "empty; --dump prints what belongs there"),
     (state(app(app_id="1")), "apps[0].app_id: " + COUNT + '"1"'),
 ])
-def test_the_command_line_says_the_same(tmp_path, content, message):
+def test_the_command_line_says_the_same(main, tmp_path, content, message):
     path = save(tmp_path / "state.json", content)
     expected = "pegasus_http: error: %s: %s\n"
-    assert run("--check", "--state", path) == (1, "", expected % (path, message))
+    assert main("--check", "--state", path) == (1, "", expected % (path, message))
     with open(path, "rb") as file:
         done = finished([sys.executable, "-m", "pegasus_http", "--check", "--state", "-"],
                         stdin=file)
@@ -446,10 +446,10 @@ def make_device(path):
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, make_socket, make_device])
-def test_what_is_no_regular_file_is_refused_and_then_forgotten(tmp_path, make):
+def test_what_is_no_regular_file_is_refused_and_then_forgotten(main, tmp_path, make):
     path, trouble = tmp_path / "s", "%s: not a regular file" % (tmp_path / "s")
     make(str(path))
-    assert run("--check", "--state", str(path)) == (1, "", "pegasus_http: error: %s\n" % trouble)
+    assert main("--check", "--state", str(path)) == (1, "", "pegasus_http: error: %s\n" % trouble)
     remove(path)
     save(path, state(app(app_name="before")))
     arguments = ("--role", "meta", "--state", str(path), "--max-age", "0")

@@ -216,14 +216,15 @@ def zipped(folder):
     return archive, "alpha._vendor.status_pages"
 
 
-@pytest.mark.parametrize("surroundings", SURROUNDINGS)
-@pytest.mark.parametrize("place", ["folder", "zip"])
-def test_a_host_in_odd_surroundings(tmp_path, surroundings, place):
+@pytest.mark.parametrize("place, surroundings", [
+    ("zip", "as usual"), *(("folder", name) for name in SURROUNDINGS),
+])
+def test_a_host_in_odd_surroundings(tmp_path, place, surroundings):
     wrapper = WRAPPERS.get(surroundings, [])
     if wrapper and shutil.which(wrapper[0]) is None:
         pytest.skip("there is no " + wrapper[0])
-    bare = isolated("-c", "", wrapper=wrapper)
-    if bare.returncode or bare.stderr:
+    bare = isolated("-c", "", wrapper=wrapper) if wrapper else None
+    if bare and (bare.returncode or bare.stderr):
         pytest.skip("Python itself cannot do without: " + bare.stderr.strip())
     where, name = str(tmp_path), "copied"
     if place == "zip":
@@ -238,7 +239,7 @@ def test_a_host_in_odd_surroundings(tmp_path, surroundings, place):
 
 
 def script(folder):
-    return vendor(folder, "copied")
+    return vendor(folder, "two words")
 
 
 def application(folder):
@@ -252,8 +253,8 @@ def application(folder):
 @pytest.mark.parametrize("make", [script, application])
 def test_a_copy_serves_as_a_program(tmp_path, make):
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-W", "error", make(tmp_path), "--role", "meta",
-         "--listen", "127.0.0.1:0"],
+        [sys.executable, "-I", "-S", "-B", "-W", "error", "-X", "dev", make(tmp_path),
+         "--role", "meta", "--listen", "127.0.0.1:0"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )
     try:
@@ -262,8 +263,10 @@ def test_a_copy_serves_as_a_program(tmp_path, make):
             process.stdout.readline(),
         )
         assert int(first.group(2)) == process.pid
-        page = support.get(int(first.group(1)), "/meta/apps").json
-        assert page["summary"] == {"total_app_count": "1"}
+        port = int(first.group(1))
+        assert support.get(port, "/meta/apps").json["summary"] == {"total_app_count": "1"}
+        for target in ("/meta/apps", "/meta/nodes", "/meta/cluster", "/version"):
+            assert support.get(port, target, "Accept-Encoding: gzip").status == 200
         process.send_signal(signal.SIGTERM)
         rest = process.communicate(timeout=support.PATIENCE)
     finally:
