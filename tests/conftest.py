@@ -3,6 +3,7 @@
 Every test that takes `meta` or `standby` runs in both serving styles.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -56,7 +57,8 @@ def leader():
 
 @pytest.fixture
 def main(capfd):
-    """main() in this process: call it like `run`. When it serves instead, it is ended."""
+    """main() in this process: call it like `run`. When it serves instead, it is ended. The signals
+    and the log, which it does not give back, are put back."""
     def call(*arguments):
         timer = threading.Timer(PATIENCE, os.kill, (os.getpid(), signal.SIGTERM))
         timer.start()
@@ -68,4 +70,12 @@ def main(capfd):
             timer.cancel()
         return (code, *capfd.readouterr())
 
-    return call
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    actions = [signal.getsignal(number) for number in numbers]
+    logger = logging.getLogger("pegasus_http")
+    handlers, level = logger.handlers[:], logger.level
+    yield call
+    logger.handlers, logger.level = handlers, level
+    signal.set_wakeup_fd(-1)
+    for number, action in zip(numbers, actions):
+        signal.signal(number, action)

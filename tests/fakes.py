@@ -9,22 +9,17 @@ import socket
 import struct
 import threading
 
-import pytest
-
 import pegasus_http as ph
 import replay
 import support
 from replay import CLUSTER_INFO, LIST_APPS, LIST_NODES
 
 LONG = os.environ.get("PEGASUS_HTTP_LONG") == "1"
-EXAMPLES = os.path.join(support.SHARED, "rpc-examples")
+FRAMES = os.path.join(support.RECORDINGS, "frames")
 LISTS = (LIST_APPS, LIST_NODES, CLUSTER_INFO)
 PAGES = ("/meta/cluster", "/meta/apps", "/meta/apps?detail=true", "/meta/nodes",
          "/meta/nodes?detail=true", "/meta/app?name=table1", "/meta/app?name=table2&detail=true")
 QUICK = 0.4  # seconds: the timeout of the tests that run into it
-
-needs_examples = pytest.mark.skipif(
-    not os.path.isdir(EXAMPLES), reason="the recorded frames are not here")
 
 
 # ---- the reader, and what it has to show --------------------------------------------------------

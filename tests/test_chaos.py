@@ -6,5 +6,6 @@ from marks import needs_proc
 
 @needs_proc
 def test_pages_stay_right_in_trouble():
-    seen, _, _ = chaos.run(3.0, seed=1)
-    assert sum(seen.values()), "each answer was compared with what the fakes hold"
+    """The script compares each answer with what the servers held, and stops at the first that is
+    wrong; it goes on until it has compared enough pages."""
+    assert chaos.run(3.0, seed=1).seen[200] >= chaos.LEAST

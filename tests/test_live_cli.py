@@ -2,9 +2,7 @@
 
 import pytest
 
-import pegasus_http as ph
 import replay
-import support
 from fakes import STATE, check_error, one_page
 from replay import Meta
 from support import get, running, wait_until
@@ -55,14 +53,6 @@ def test_http_server_where_a_meta_was_expected(dump_error, leader):
     assert leader.address in error
     assert "HTTP" in error
     check_error(one_page(leader), 502, None, leader.address, "HTTP")
-
-
-def test_our_own_server_where_a_meta_was_expected(dump_error):
-    with ph.StatusServer(support.cluster(), role="meta") as server:
-        address = "127.0.0.1:%d" % server.port
-        error = dump_error(address)
-    assert address in error
-    assert "HTTP" in error
 
 
 def test_replica_server_where_a_meta_was_expected(dump_error):

@@ -181,6 +181,21 @@ def test_silent_server_info_spoils_no_page(leader):
         check_pages(server, STATE)
 
 
+def test_version_that_comes_after_the_overview(leader):
+    """Here with the answers about tables; the whole state has it."""
+    kept = []
+
+    def late(pieces):
+        before, pieces = kept[:], list(pieces)
+        kept[:] = [piece for piece in pieces if replay.code_of(piece) == CLI]
+        return before + [piece for piece in pieces if piece not in kept]
+
+    leader.fault = late
+    with reading(leader) as source:
+        assert source().version == "2.6.0"
+    assert leader.count(CLI) == 1
+
+
 def test_version_is_the_primarys(leader):
     """A standby that answers this call, as all do, is not taken for the primary."""
     leader.fault = replay.only(CLI, replay.silent)
@@ -253,11 +268,11 @@ def test_list_that_has_something_new_about_a_table(leader):
     with reading(leader, max_age=1.0) as source:
         _, old = source.read("overview")
         wait_until(lambda: time.monotonic() > old - 0.5, "half of it")
-        assert source.read("table:table2")[0].apps[0].envs == ()
+        assert source.read("partitions:table2")[0].apps[0].envs == ()
         leader.answers = replay.synthetic(changed)
         wait_until(lambda: time.monotonic() > old, "the list is old, the table is not")
         source.read("overview")
-        assert source.read("table:table2")[0].apps[0].envs == (("key", "value"),)
+        assert source.read("partitions:table2")[0].apps[0].envs == (("key", "value"),)
 
 
 def test_list_that_stays_old_is_read_again_once(leader):

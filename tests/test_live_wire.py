@@ -10,7 +10,7 @@ import pytest
 import pegasus_http as ph
 import replay
 from fakes import (
-    EXAMPLES,
+    FRAMES,
     LISTS,
     LONG,
     STATE,
@@ -18,7 +18,6 @@ from fakes import (
     check_pages,
     cluster_of,
     expected,
-    needs_examples,
     one_page,
     reading,
     serving,
@@ -27,14 +26,13 @@ from replay import CLI, CLUSTER_INFO, LIST_APPS, LIST_NODES, QUERY, Meta
 from support import get
 
 
-@needs_examples
 @pytest.mark.parametrize("name, code, argument, sequence", [
     ("01_list_apps_req_v0", LIST_APPS, 0, 1), ("05_query_cfg_req_v0", QUERY, b"temp", 2),
     ("12_list_nodes_req_v0", LIST_NODES, 0, 3), ("15_cluster_info_req_v0", CLUSTER_INFO, None, 4),
     ("18_cli_call_req_v0", CLI, "server-info", 5),
 ])
 def test_replay_takes_exactly_the_recorded_requests(name, code, argument, sequence):
-    with open(os.path.join(EXAMPLES, name + ".bin"), "rb") as file:
+    with open(os.path.join(FRAMES, name + ".bin"), "rb") as file:
         data = file.read()
     assert replay.request(code, argument, sequence, 5000) == data
     assert replay.parse_request(data)[:4] == (code, argument, sequence, 5000)
@@ -42,17 +40,16 @@ def test_replay_takes_exactly_the_recorded_requests(name, code, argument, sequen
         replay.parse_request(data[:24] + b"\0\0\0\1" + data[28:])
 
 
-@needs_examples
 @pytest.mark.parametrize("key, name, sequence", [
     ("apps", "01_list_apps_req_v0", 1), ("nodes", "12_list_nodes_req_v0", 3),
     ("cluster_info", "15_cluster_info_req_v0", 4), ("server_info", "18_cli_call_req_v0", 5),
     ("temp", "05_query_cfg_req_v0", 2),
 ])
 def test_request_bytes(key, name, sequence):
-    temp = ph._table_rpc(ph.App(1, "temp"), b"temp")
+    temp = ph._table_rpc("temp", ph.App(1, "temp"), b"temp")
     call = {**{call.key: call for call in ph._RPCS}, "temp": temp}[key]
-    with open(os.path.join(EXAMPLES, name + ".bin"), "rb") as file:
-        assert ph._request(call.code, call.args, sequence, 5000) == file.read()
+    with open(os.path.join(FRAMES, name + ".bin"), "rb") as file:
+        assert ph._request(call, sequence, 5000) == file.read()
 
 
 def test_sequence_ids_differ_within_a_connection(leader):
@@ -68,20 +65,23 @@ def test_timeout_in_the_header_is_ours(leader):
     assert {0 < one.timeout <= 7000 for one in leader.requests} == {True}
 
 
+def read_query(decoder):
+    return ph._read_result(decoder, ph._CONFIGURATION)
+
+
 RESPONSES = [
     ("02_list_apps_rsp_old", ph._read_apps), ("03_list_apps_rsp_new", ph._read_apps),
-    ("06_query_cfg_rsp_old", ph._read_query), ("07_query_cfg_rsp_new", ph._read_query),
+    ("06_query_cfg_rsp_old", read_query), ("07_query_cfg_rsp_new", read_query),
     ("13_list_nodes_rsp_old", ph._read_nodes), ("14_list_nodes_rsp_new", ph._read_nodes),
     ("16_cluster_info_rsp_old", ph._read_info), ("17_cluster_info_rsp_new", ph._read_info),
     ("19_cli_call_rsp_old", ph._read_server_info), ("20_cli_call_rsp_new", ph._read_server_info),
 ]
 
 
-@needs_examples
 @pytest.mark.parametrize("name, read", RESPONSES)
 def test_example_answers_decode(name, read):
     """Made by yet another encoder, from the interface files."""
-    with open(os.path.join(EXAMPLES, name + ".bin"), "rb") as file:
+    with open(os.path.join(FRAMES, name + ".bin"), "rb") as file:
         data = file.read()
     assert read(ph._Decoder(data[replay.sequence_at(data) + 4:]))
 

@@ -129,11 +129,6 @@ class Text(str, enum.Enum):
     NAME = "temp"
 
 
-def failing(items=()):
-    yield from items
-    raise KeyError("no such row")
-
-
 ONE = ph.Partition(primary="10.0.0.1:34801")
 LONELY = "\ud800"  # half of a surrogate pair: no UTF-8
 
@@ -153,10 +148,6 @@ ERRORS = [
     (lambda: ph.App(1, "t", [None]), "partitions[0]: expected a Partition, got null"),
     (lambda: ph.App(1, "t", [ONE, {"ballot": 1}]),
      'partitions[1]: expected a Partition, got {"ballot":1}'),
-    (lambda: ph.App(1, "t", failing([ONE])),
-     "partitions[1]: expected an item, got KeyError: 'no such row'"),
-    (lambda: ph.App(1, "t", (ph.App(n, "") for n in range(3))),
-     "partitions[0]: expected an item, got ValueError: app_name: expected at least one character"),
     (lambda: ph.App(1, "t", [ONE], 2), "partition_count: expected 1, the number of partitions"),
     (lambda: ph.App(1, "t", None, "8"), 'partition_count: expected a whole number'),
     (lambda: ph.App(1, "t", None, -1), 'partition_count: expected a whole number'),
@@ -168,12 +159,10 @@ ERRORS = [
     (lambda: ph.App(1, "t", is_stateful="true"), 'is_stateful: expected true or false, got "true"'),
     (lambda: ph.App(1, "t", envs=None), "envs: expected a mapping of strings, got null"),
     (lambda: ph.App(1, "t", envs="a=b"), 'envs: expected a mapping of strings, got "a=b"'),
-    (lambda: ph.App(1, "t", envs=["a=b"]), 'envs[0]: expected a pair of strings, got "a=b"'),
-    (lambda: ph.App(1, "t", envs=["ab"]), 'envs[0]: expected a pair of strings, got "ab"'),
-    (lambda: ph.App(1, "t", envs=[("a", "b"), ("a",)]), "envs[1]: expected a pair of strings"),
+    (lambda: ph.App(1, "t", envs=["a=b"]), 'envs: expected a mapping of strings, got ["a=b"]'),
+    (lambda: ph.App(1, "t", envs=[("a", "b"), ("a",)]), "envs: expected a mapping of strings"),
     (lambda: ph.App(1, "t", envs={"a": 1}), 'envs["a"]: expected a string, got 1'),
-    (lambda: ph.App(1, "t", envs={1: "a"}), "envs[0]: expected a string, got 1"),
-    (lambda: ph.App(1, "t", envs=failing()), "envs[0]: expected an item, got KeyError"),
+    (lambda: ph.App(1, "t", envs={1: "a"}), "envs: expected a string, got 1"),
     (lambda: ph.App(1, "t", create_second=-1), "create_second: expected a whole number"),
     (lambda: ph.App(1, "t", drop_second=1.5), "drop_second: expected a whole number"),
     (lambda: ph.App(1, "t", expire_second=10**13), "expire_second: expected a whole number"),
@@ -206,8 +195,6 @@ ERRORS = [
     (lambda: ph.Cluster({"t": ph.App(1, "t")}), 'apps[0]: expected an App, got "t"'),
     (lambda: ph.Cluster([(1, "t")]), "apps[0]: expected an App, got (1, 't')"),
     (lambda: ph.Cluster(ph.App(1, "t")), "apps[0]: expected an App, got 1"),
-    (lambda: ph.Cluster(ph.App(n, "t", n) for n in (1, 2)),
-     "apps[0]: expected an item, got ValueError: partitions: expected Partition objects, got 1"),
     (lambda: ph.Cluster([ph.App(1, "a"), ph.App(2, "b"), ph.App(1, "c")]),
      "apps[2].app_id: 1 is that of apps[0] already"),
     (lambda: ph.Cluster([ph.App(1, "a")] * 2), "apps[1].app_id: 1 is that of apps[0] already"),
@@ -220,12 +207,10 @@ ERRORS = [
     (lambda: ph.Cluster(nodes=[ph.Node("a:1", "DEAD")]),
      'nodes[0].status: expected one of ALIVE, UNALIVE, got "DEAD"'),
     (lambda: ph.Cluster(nodes=[ph.Node("a:1")] * 2), 'nodes[1].address: "a:1" is that of nodes[0]'),
-    (lambda: ph.Cluster(nodes=failing([ph.Node("a:1")])), "nodes[1]: expected an item, got KeyErr"),
     (lambda: ph.Cluster(meta_servers=None), 'meta_servers: expected texts "host:port", or one'),
     (lambda: ph.Cluster(meta_servers=17), 'meta_servers: expected texts "host:port", or one text'),
     (lambda: ph.Cluster(meta_servers=b"a:1"), 'meta_servers: expected texts "host:port", or one'),
     (lambda: ph.Cluster(meta_servers=["a:1", 2]), "meta_servers[1]: expected a string, got 2"),
-    (lambda: ph.Cluster(meta_servers=failing()), "meta_servers[0]: expected an item, got KeyError"),
     (lambda: ph.Cluster(balance_operation_count=(1, 2)),
      "balance_operation_count: expected three whole numbers (move_pri, copy_pri, copy_sec), or a"),
     (lambda: ph.Cluster(balance_operation_count=17), "balance_operation_count: expected three"),
@@ -255,7 +240,7 @@ def test_a_constructor_says_which_field_is_wrong(number):
     with pytest.raises(ValueError, match="^" + re.escape(text)) as raised:
         call()
     said = str(raised.value)
-    assert len(said.rpartition("got ")[2]) <= 80 or "an item" in said
+    assert len(said.rpartition("got ")[2]) <= 80
     said.encode("utf-8")
 
 
@@ -331,14 +316,13 @@ def value(chance, depth=3):
 
 
 def rows(chance):
-    """(`_Rows`, the same as one dict): dicts and texts, some of them empty."""
+    """(a long object in parts, the same as one dict)."""
     whole, parts = {}, []
     for number in range(chance.randrange(5)):
-        part = {"%d %s" % (number, text(chance)): value(chance) for _ in range(chance.randrange(3))}
+        part = {"%d %s" % (number, text(chance)): value(chance) for _ in range(1 + number % 3)}
         whole.update(part)
-        compact = json.dumps(part, ensure_ascii=False, separators=(",", ":"))[1:-1]
-        parts.append(compact if chance.random() < 0.5 else part)
-    return ph._Rows(iter(parts)), whole
+        parts.append(json.dumps(part, ensure_ascii=False, separators=(",", ":"))[1:-1])
+    return iter(parts), whole
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -488,7 +472,7 @@ def test_a_child_forked_while_a_page_is_computed_computes_its_own():
 
 
 def test_the_start_is_that_of_the_process():
-    import_to_now = time.monotonic() - ph._IMPORTED[1]
+    import_to_now = time.monotonic() - ph._IMPORTED
     assert ph._process_start(os.getpid()) < time.time() - import_to_now
     read, write = os.pipe()
     with warnings.catch_warnings():
@@ -515,6 +499,5 @@ def test_without_a_sensible_proc_the_start_is_that_of_the_import(stat, monkeypat
 
     monkeypatch.setattr(ph, "open", opened, raising=False)
     start = ph._process_start.__wrapped__
-    imported = time.time() - (time.monotonic() - ph._IMPORTED[1])
+    imported = time.time() - (time.monotonic() - ph._IMPORTED)
     assert abs(start(os.getpid()) - imported) < 5
-    assert abs(start(os.getpid() + 1) - time.time()) < 5, "a child that has only just been made"

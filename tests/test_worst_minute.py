@@ -389,6 +389,19 @@ def test_a_state_published_while_a_page_of_the_last_is_computed(monkeypatch, gat
     assert gate.calls == 2
 
 
+def test_a_page_that_is_under_way_during_a_refresh_is_not_known_after_it(monkeypatch, gate):
+    source = Source()
+    with served("loop", source, timeout=10 * PATIENCE, max_age=3600.0) as (server, port):
+        with holding(monkeypatch, gate, port) as waiter, Client(port) as bystander:
+            server.refresh()
+            for _ in range(3):
+                ask(bystander, "/startTime")  # which asks nothing of the source
+            gate.open()
+            assert total(waiter.answer()) == 3
+            ask(waiter, HELD)
+    assert source.calls == 2, "the source has more to say since"
+
+
 @both_styles
 def test_pages_beyond_what_is_kept_do_not_empty_what_is_kept(monkeypatch, style):
     monkeypatch.setattr(ph, "_PAGE_CACHE_BYTES", 20000)
