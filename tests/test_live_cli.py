@@ -62,6 +62,17 @@ def test_replica_server_where_a_meta_was_expected(dump_error):
     assert "replica" in error
 
 
+def test_a_dump_of_tables_that_real_servers_take_is_a_state_file(main, tmp_path):
+    state = replay.make_state(tables=4)
+    state["apps"][2].update(app_name="")
+    state["apps"][3].update(status="DROPPED", expire_second=10**13)
+    with Meta(replay.synthetic(state)) as meta:
+        code, out, _ = main("--cluster", meta.address, "--dump")
+    assert code == 0
+    (tmp_path / "state.json").write_text(out, encoding="utf-8")
+    assert main("--state", str(tmp_path / "state.json"), "--dump") == (0, out, "")
+
+
 def test_refused_on_the_command_line(dump_error):
     with replay.refused() as dead:
         assert dead in dump_error(dead)

@@ -100,7 +100,6 @@ WRONG = [
     (state(app(app_id=2**31)), "apps[0].app_id: " + COUNT + "2147483648"),
     (state(app(), app(app_name="b")), "apps[1].app_id: 1 is that of apps[0] already"),
     (state(app(), app(app_id=2)), 'apps[1].app_name: "a" is that of apps[0] already'),
-    (state(app(app_name="")), 'apps[0].app_name: expected at least one character, got ""'),
     (state(app(app_name=None)), "apps[0].app_name: expected a string, got null"),
     (state(app(app_name="\ud800")),
      'apps[0].app_name: expected text that UTF-8 can encode, got "\\ud800"'),
@@ -120,7 +119,7 @@ WRONG = [
     (state(app(envs=None)), "apps[0].envs: expected an object, got null"),
     (state(app(envs={"k": 1})), 'apps[0].envs["k"]: expected a string, got 1'),
     (state(app(create_second=1e9)), "apps[0].create_second: " + SECOND + "1000000000.0"),
-    (state(app(drop_second=2**38)), "apps[0].drop_second: " + SECOND + "274877906944"),
+    (state(app(create_second=2**38)), "apps[0].create_second: " + SECOND + "274877906944"),
     # partitions
     (state(app(partitions={})), "apps[0].partitions: expected a list, got {}"),
     (state(app(partitions=[None])), "apps[0].partitions[0]: expected an object, got null"),
