@@ -98,8 +98,8 @@ WRONG = [
     (state(app(app_id=1.0)), "apps[0].app_id: " + COUNT + "1.0"),
     (state(app(app_id=-1)), "apps[0].app_id: " + COUNT + "-1"),
     (state(app(app_id=2**31)), "apps[0].app_id: " + COUNT + "2147483648"),
-    (state(app(), app(app_name="b")), "apps[1].app_id: 1 is that of apps[0] already"),
-    (state(app(), app(app_id=2)), 'apps[1].app_name: "a" is that of apps[0] already'),
+    (state(app(), app(app_name="b")), "apps[1].app_id: 1 is already used by apps[0]"),
+    (state(app(), app(app_id=2)), 'apps[1].app_name: "a" is already used by apps[0]'),
     (state(app(app_name=None)), "apps[0].app_name: expected a string, got null"),
     (state(app(app_name="\ud800")),
      'apps[0].app_name: expected text that UTF-8 can encode, got "\\ud800"'),
@@ -142,7 +142,7 @@ WRONG = [
     (state(nodes=[{"address": "a:1", "status": "DEAD"}]),
      'nodes[0].status: expected one of ALIVE, UNALIVE, got "DEAD"'),
     (state(nodes=[{"address": "a:1", "status": "ALIVE"}] * 2),
-     'nodes[1].address: "a:1" is that of nodes[0] already'),
+     'nodes[1].address: "a:1" is already used by nodes[0]'),
     (state(nodes=[{"address": "a:1", "state": "ALIVE"}]),
      'nodes[0]: unknown field "state", expected one of address, status'),
     # the cluster
@@ -158,19 +158,19 @@ WRONG = [
      'server_info: unknown field "git", expected one of version, git_SHA'),
     # names that stand twice
     (b'{"apps":[{"app_id":1,"app_name":"a"}],"nodes":[],"apps":[]}',
-     'top level: "apps" stands twice'),
+     'top level: "apps" appears twice'),
     (b'{"apps":[{"app_id":1,"app_name":"a"},{"app_id":2,"app_id":2,"app_name":"b"}],"nodes":[]}',
-     'apps[1]: "app_id" stands twice'),
+     'apps[1]: "app_id" appears twice'),
     (b'{"apps":[{"app_id":1,"app_name":"a","partitions":[{},{"ballot":1,"primary":null,'
-     b'"ballot":1}]}],"nodes":[]}', 'apps[0].partitions[1]: "ballot" stands twice'),
+     b'"ballot":1}]}],"nodes":[]}', 'apps[0].partitions[1]: "ballot" appears twice'),
     (b'{"apps":[{"app_id":1,"app_name":"a","envs":{"k":"1","k":"1"}}],"nodes":[]}',
-     'apps[0].envs: "k" stands twice'),
+     'apps[0].envs: "k" appears twice'),
     (b'{"apps":[],"nodes":[{"address":"a:1","address":"b:1","status":"ALIVE"}]}',
-     'nodes[0]: "address" stands twice'),
+     'nodes[0]: "address" appears twice'),
     (b'{"apps":[],"nodes":[],"cluster_info":{"meta_servers":"","meta_servers":""}}',
-     'cluster_info: "meta_servers" stands twice'),
+     'cluster_info: "meta_servers" appears twice'),
     (b'{"apps":[],"nodes":[],"server_info":{"version":"","version":""}}',
-     'server_info: "version" stands twice'),
+     'server_info: "version" appears twice'),
 ]
 
 

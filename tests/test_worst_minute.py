@@ -431,6 +431,7 @@ import os, sys
 import pegasus_http as ph
 from support import Client, Slow, ask, cluster, figures, request, settle, wait_until
 ph._WRITE_SECONDS = ph._IDLE_SECONDS = 1000.0
+ph._UNSENT_BYTES = 4 << 20
 base = cluster(tables=4000, partitions=1)
 row = base.apps[0].partitions[0]
 def state(n):
