@@ -455,10 +455,17 @@ def mounted(server, kind=http.server.ThreadingHTTPServer):
         request_queue_size = 64
         daemon_threads = True  # a connection that a failing test leaves open holds nothing up
 
-    with Mount(("127.0.0.1", 0), Handler) as mount:
+    with in_service(Mount(("127.0.0.1", 0), Handler)) as mount:
+        yield mount.server_address[1]
+
+
+@contextlib.contextmanager
+def in_service(mount):
+    """A server of `socketserver`, serving meanwhile."""
+    with mount:
         thread = in_thread(mount.serve_forever, 0.01)
         try:
-            yield mount.server_address[1]
+            yield mount
         finally:
             mount.shutdown()
             assert joined(thread)

@@ -1,13 +1,28 @@
 """The loop and the blocking style get the same bytes, and must not be told apart by them."""
 
 import contextlib
+import http.client
+import http.server
 import random
 import socket
+import socketserver
+import ssl
 
 import pytest
 
 import pegasus_http as ph
-from support import PRIMARY, Client, cluster, ended, head, mounted, settle, without_dates
+from support import (
+    PATIENCE,
+    PRIMARY,
+    Client,
+    cluster,
+    ended,
+    head,
+    in_service,
+    mounted,
+    settle,
+    without_dates,
+)
 
 HOST = "Host: test"
 TARGETS = (
@@ -116,3 +131,57 @@ def test_the_streams_are_many_and_depend_on_the_seed_alone():
 
     assert streams(0) == streams(0) and len(set(streams(0) + streams(150))) > 250
     assert all(any(each in data for data in streams(0)) for each in ENDING)
+
+
+# Servers of other kinds that StatusHandler serves
+
+BIG = "/meta/app?name=table1&detail&pretty"
+
+
+def test_over_a_unix_socket(tmp_path):
+    class Handler(ph.StatusHandler):
+        status_server = ph.StatusServer(cluster(partitions=100), role="meta")
+
+    class Mount(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+        daemon_threads = True
+
+    path = str(tmp_path / "socket")
+    with in_service(Mount(path, Handler)), socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(path)
+        assert asked(sock) == ph.respond(cluster(partitions=100), "GET", BIG).body
+
+
+def test_over_tls():
+    """Without a certificate, which nothing here needs."""
+    contexts = [ssl.SSLContext(side) for side in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT)]
+    for context in contexts:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            context.set_ciphers("aNULL:@SECLEVEL=0")
+        except ssl.SSLError:
+            pytest.skip("this OpenSSL always needs a certificate")
+
+    class Handler(ph.StatusHandler):
+        status_server = ph.StatusServer(cluster(partitions=100), role="meta")
+
+    mount = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    mount.daemon_threads = True
+    mount.socket = contexts[0].wrap_socket(mount.socket, server_side=True)
+    with in_service(mount), socket.create_connection(mount.server_address) as plain, \
+            contexts[1].wrap_socket(plain) as sock:
+        assert asked(sock) == ph.respond(cluster(partitions=100), "GET", BIG).body
+
+
+def asked(sock):
+    """The page twice over one connection; its body."""
+    sock.settimeout(PATIENCE)
+    bodies = []
+    for _ in range(2):
+        sock.sendall(head("GET %s HTTP/1.1" % BIG, HOST))
+        answer = http.client.HTTPResponse(sock)
+        answer.begin()
+        assert answer.status == 200
+        bodies.append(answer.read())
+    assert len(bodies[0]) > 16384 and bodies[0] == bodies[1]
+    return bodies[0]

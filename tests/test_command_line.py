@@ -568,6 +568,13 @@ def test_nobody_reads_standard_error_and_it_ends(make):
         os.close(writer)
 
 
+def test_a_host_that_has_closed_standard_error():
+    done = finished([sys.executable, "-c", (
+        "import sys, pegasus_http; sys.stderr.close(); "
+        "print(pegasus_http.main(['--check', '--state', 'nosuch']))")])
+    assert (done.returncode, done.stdout) == (0, b"1\n")
+
+
 # Flags of the interpreter, signals
 
 FLAGS = [

@@ -321,6 +321,19 @@ def test_standbys_that_name_a_silent_leader_do_not_hide_the_new_one(leader):
         assert one_page(dead, one, leader, timeout=3.0).status == 200
 
 
+def test_slow_leader_is_asked_again_whatever_a_standby_says_of_a_dead_one(leader):
+    with replay.refused() as dead, Meta(replay.standby(dead)) as one:
+        leader.fault = replay.once(until(lambda: one.requests))
+        assert one_page(leader, dead, one, timeout=2.4).status == 200
+
+
+def test_standby_that_answers_by_halves_does_not_hide_the_leader(leader):
+    """That it is a standby is clear, who leads is not: that answer never comes."""
+    with Meta(replay.standby()) as one:
+        one.fault = replay.only(QUERY, replay.silent)
+        assert one_page(one, leader, timeout=2.0).status == 200
+
+
 # ---- names --------------------------------------------------------------------------------------
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 
 import pytest
 
@@ -133,6 +134,32 @@ def test_no_tables_and_no_nodes():
     state = dict(replay.make_state(), apps=[], nodes=[])
     with Meta(replay.synthetic(state)) as meta, serving(meta) as server:
         check_pages(server, state, PAGES[:5])
+
+
+def test_a_table_that_fails_makes_no_other_look_fresh(leader):
+    with reading(leader, max_age=0.2, timeout=QUICK) as source:
+        source.read("overview")
+        _, until = source.read("partitions:table1")
+        leader.fault = replay.only(QUERY, replay.silent)
+        assert source.read("partitions:table2")[0].status == 504
+        leader.fault = None
+        wait_until(lambda: time.monotonic() > until, "the answer about table1 is old")
+        asked = leader.count(QUERY)
+        assert source.read("partitions:table1")[0].apps[0].app_name == "table1"
+        assert leader.count(QUERY) > asked
+
+
+def test_an_error_that_stays_does_not_grow(leader):
+    """Each traceback would hold the state of its moment."""
+    leader.answers = replay.overriding(
+        leader.answers, {QUERY: replay.frame(QUERY, b"", "ERR_BUSY")})
+    with reading(leader, max_age=100.0) as source:
+        depths = []
+        for _ in range(3):
+            with pytest.raises(ph.PageError) as caught:
+                source()
+            depths.append(len(list(traceback.walk_tb(caught.tb))))
+    assert len(set(depths)) == 1
 
 
 # ---- the version --------------------------------------------------------------------------------

@@ -894,6 +894,7 @@ def test_options(meta, target):
     (",gzip", True), (", ,gzip;q=1 ,,", True), (",", False),
     ("", False), ("br", False), ("*;q=0", False), ("gzip;q=0, *", False),
     ("*", True), ("br;q=1.0, *;q=0.5", True), ("x-gzip", True), ("x-gzip;q=0, *", False),
+    ("gzip" + "," * 996, True), ("gzip" + "," * 997, False),  # a very long field names nothing
 ])
 def test_gzip(meta, coding, packed):
     plain = check(get(meta.port, "/meta/apps?detail"))
@@ -980,6 +981,9 @@ PARAMETERS = [(path + rest, status, hint) for path in NAMED for rest, status, hi
     ("?pretty=true", 200, None),
     ("?_=1", 200, None),
     ("?_=1&_=2", 200, None),
+    ("?" + "&" * 400, 200, None),
+    ("?" + "_&" * 100, 200, None),
+    ("?" + "_&" * 101, 400, "more than 100 parameters"),
     ("?detail", 200, None),
     ("?detail=nonsense", 200, None),
     ("?=", 200, None),

@@ -22,6 +22,7 @@ from support import (
     STYLES,
     Client,
     Gate,
+    Slow,
     ask,
     at_once,
     cluster,
@@ -467,6 +468,23 @@ def test_silent_readers_do_not_keep_the_pages_of_every_state():
     (size, without), (_, grown) = figures["0"], figures["1"]
     assert size > 1.0, "a page is much more than what the kernel takes of it"
     assert grown - without < 12 * size, figures
+
+
+def test_small_answers_that_nobody_reads_count_too(monkeypatch):
+    """Each client has a copy of its own: of ten, two have room."""
+    target = "/meta/apps"
+    with ph.start(cluster(tables=40), role="meta") as server, Client(server.port) as bystander:
+        size = len(ask(bystander, target).body)
+        assert 8000 < size < 16000
+        monkeypatch.setattr(ph, "_UNSENT_BYTES", 3 * size)
+        before = descriptors()
+        with contextlib.ExitStack() as stack:
+            for _ in range(10):
+                stack.enter_context(Slow(server.port, request(target) * 400))
+            settle(bystander, 20)
+            wait_until(lambda: descriptors() <= before + 10 + 2, "all but two are closed")
+            settle(bystander, 20)
+            assert descriptors() == before + 10 + 2
 
 
 # A source that hangs
