@@ -3035,12 +3035,12 @@ _RPCS = [  # the version comes first, since no page waits for it
     _Rpc("nodes", "RPC_CM_LIST_NODES", _NO_FILTER, _read_nodes),
     _Rpc("cluster_info", "RPC_CM_CLUSTER_INFO", b"", _read_info),
 ]
-_QUERY = "RPC_CM_QUERY_PARTITION_CONFIG_BY_INDEX"
+_QUERY_TABLE = "RPC_CM_QUERY_PARTITION_CONFIG_BY_INDEX"
 
 
 def _table_rpc(key: str, app: App, name: bytes) -> _Rpc:
     args = b"\x0b\x00\x01" + _string(name) + b"\x0f\x00\x02\x08\x00\x00\x00\x00"
-    return _Rpc(key, _QUERY, args, _read_table, app)
+    return _Rpc(key, _QUERY_TABLE, args, _read_table, app)
 
 
 _PROBE = _table_rpc("no table", _NO_TABLE, b"")  # a standby's answer to it names the primary
@@ -3054,7 +3054,7 @@ def _request(call: _Rpc, sequence: int, timeout_ms: int) -> bytes:
 
 
 # A reply after its length: error, version, call, number of the request. Names have theirs before.
-_HEAD = re.compile(rb"(?s)\0\0\0.(\w+)\x80\x01\0\x02\0\0\0.(\w+?)_ACK(....)")
+_REPLY_HEAD = re.compile(rb"(?s)\0\0\0.(\w+)\x80\x01\0\x02\0\0\0.(\w+?)_ACK(....)")
 
 
 class _Reply(NamedTuple):
@@ -3080,7 +3080,7 @@ def _value(reply: _Reply, decoder: _Decoder) -> Any:
     try:
         if reply.error != "ERR_OK":
             raise _Refused(reply.error)
-        return call.read(decoder, call.listed) if call.code == _QUERY else call.read(decoder)
+        return call.read(decoder, call.listed) if call.code == _QUERY_TABLE else call.read(decoder)
     except _Refused as refused:
         if refused.name in _ABSENT and call.key != "server_info":
             raise
@@ -3146,7 +3146,7 @@ class _Channel:
         if not 8 < length <= _FRAME_BYTES:  # for example, an HTTP server's
             raise _WireError("not a meta server's answer: %r" % bytes(self._buffer[:8]))
         self._receive(length)
-        head = _HEAD.match(bytes(self._buffer[4 : min(length, 256)]))
+        head = _REPLY_HEAD.match(bytes(self._buffer[4 : min(length, 256)]))
         if head is None:
             raise _WireError("not a Thrift reply")
         error, code, number = head.groups()

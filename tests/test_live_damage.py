@@ -90,7 +90,7 @@ READERS = {LIST_APPS: ph._read_apps, LIST_NODES: ph._read_nodes, CLUSTER_INFO: p
 def decoded(code, frame):
     """What the codec makes of a frame; raised may only be what concerns all answers of a server."""
     call = ph._Rpc("x", code, b"", READERS[code])
-    head = ph._HEAD.match(frame[4:])
+    head = ph._REPLY_HEAD.match(frame[4:])
     if head is None:
         return None
     try:
