@@ -169,7 +169,8 @@ def test_an_error_that_stays_does_not_grow(leader):
     ("Pegasus Server 1.11.3 (non-git-repo) , Started at 2019-01-01 00:00:00", "1.11.3",
      "non-git-repo"),
 ])
-def test_version_is_the_clusters(leader, text, version, commit):
+def test_version_is_the_clusters(leader, monkeypatch, text, version, commit):
+    monkeypatch.setattr(ph, "_GLANCE_SECONDS", support.PATIENCE)
     leader.answers = replay.overriding(leader.answers, {CLI: replay.cli(text)})
     page = one_page(leader, target="/version")
     assert page.json == {"Version": version, "GitCommit": commit}

@@ -167,6 +167,8 @@ def serving(recording, *addresses, timeout=support.PATIENCE):
 
 
 def over_http(port):
+    support.get(port, "/meta/cluster")  # /version waits for the source's first answer only 50 ms
+
     def ask(target):
         answer = support.get(port, target)
         names = {"content-type": "Content-Type", "retry-after": "Retry-After"}
