@@ -596,7 +596,7 @@ wait_until(lambda: len(meta.requests) > asked, 'the read is under way')
 def work():
     assert len(source().apps) == 4
     server.start()
-    assert total(server.port) == '3'
+    assert total(server.port) == '4'
 child = in_child(work)
 wait_until(lambda: meta.connections == 2, 'the child has a connection of its own')
 release.set()
