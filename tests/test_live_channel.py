@@ -26,7 +26,7 @@ from fakes import (
     until,
 )
 from replay import LIST_NODES, QUERY, Meta
-from support import at_once, get, wait_until
+from support import PATIENCE, at_once, get, wait_until
 
 
 def test_standby_first_in_the_list(leader):
@@ -446,3 +446,55 @@ def test_repr_tells_the_servers_and_the_primary(leader):
         assert standby.address + "," + leader.address in repr(source)
         source()
         assert "primary: " + leader.address in repr(source)
+
+
+# ---- what the hints say -------------------------------------------------------------------------
+
+NO_PRIMARY = "no primary meta server answers: "
+UNREACHABLE = "no meta server is reachable: "
+NODES = "the answer about nodes "
+
+
+def nodes(result, error="ERR_OK"):
+    """A cluster whose list of nodes is this one."""
+    answer = replay.frame(LIST_NODES, b"\x0c\0\0" + result, error)
+    return replay.overriding(replay.synthetic(STATE), {LIST_NODES: answer})
+
+
+@pytest.mark.parametrize("answers, fault, status, hint", [
+    (replay.standby(), None, 503, NO_PRIMARY + "META: a standby that knows no primary"),
+    (replay.standby("127.0.0.1:1"), None, 503,
+     NO_PRIMARY + "META: a standby of 127.0.0.1:1; 127.0.0.1:1: connection refused"),
+    (replay.failing("ERR_SERVICE_NOT_ACTIVE"), None, 503,
+     NO_PRIMARY + "META: ERR_SERVICE_NOT_ACTIVE: still starting"),
+    (replay.replica_server(), None, 503,
+     NO_PRIMARY + "META: ERR_HANDLER_NOT_FOUND: a replica server, or still starting"),
+    (replay.failing("ERR_BUSY"), None, 502, "META: the answer about apps is ERR_BUSY"),
+    (replay.synthetic(STATE), replay.silent, 504,
+     "no meta server answered in time: META: timed out"),
+    (replay.synthetic(STATE), replay.HTTP_400, 502,
+     UNREACHABLE + "META: not a meta server's answer: b'HTTP/1.1'"),
+    (replay.synthetic(STATE), replay.closed_after(9), 502,
+     UNREACHABLE + "META: closed the connection without an answer"),
+    (nodes(b"", "ERR_BUSY"), None, 502, "META: " + NODES + "is ERR_BUSY"),
+    (nodes(b"\x0c\0\1" + replay.octets(b"ERR_OK") + b"\0"), None, 502,
+     "META: " + NODES + "makes no sense: no 'infos'"),
+    (nodes(b""), None, 502, "META: " + NODES + "makes no sense: a struct without end"),
+    (nodes(b"\x0c\0\1\0\0\0\5ab"), None, 502,
+     "META: " + NODES + "makes no sense: the answer is cut off"),
+    (nodes(b"\x0c\0\1" + replay.octets(b"ERR_OK") + b"\x0f\0\2\x0c\x7f\xff\xff\xff"), None, 502,
+     "META: " + NODES + "makes no sense: a list of impossible length or type"),
+    (nodes(b"\x0c\0\1" + replay.octets(b"ERR_OK") + b"\x0c\0\x63\0"), None, 502,
+     "META: " + NODES + "makes no sense: field 99 is unknown and of type [12]"),
+])
+def test_hints(answers, fault, status, hint):
+    with Meta(answers) as meta:
+        meta.fault = fault
+        answer = one_page(meta, timeout=QUICK if status == 504 else PATIENCE)
+    assert (answer.status, answer.json["hint_message"]) == (
+        status, hint.replace("META", meta.address))
+
+
+def test_hint_of_a_port_that_refuses():
+    with replay.refused() as dead:
+        assert one_page(dead).json["hint_message"] == UNREACHABLE + dead + ": connection refused"

@@ -149,6 +149,16 @@ def test_a_table_that_fails_makes_no_other_look_fresh(leader):
         assert leader.count(QUERY) > asked
 
 
+@pytest.mark.parametrize("key", ["overview", "partitions", "partitions:table1"])
+def test_an_answer_holds_for_max_age(leader, key):
+    with reading(leader, max_age=100.0) as source:
+        source.read("overview")
+        before = time.monotonic()
+        state, until = source.read(key)
+        assert state.apps
+        assert before + 90.0 < until < time.monotonic() + 100.0
+
+
 def test_an_error_that_stays_does_not_grow(leader):
     """Each traceback would hold the state of its moment."""
     leader.answers = replay.overriding(
