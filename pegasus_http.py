@@ -952,9 +952,9 @@ class _PageRequest(NamedTuple):
     """A request that is in order: which page, with which parameters, in which representation."""
 
     path: str
-    query: _Query = _Query()
-    gzip: bool = False
-    html: bool = False
+    query: _Query
+    gzip: bool
+    html: bool
 
     @property
     def route(self) -> _Route:
@@ -1332,9 +1332,9 @@ class _Answer(NamedTuple):
 
     head: bytes
     body: bytes
-    last: bool = False
-    raw: bytes = b""
-    order: _Order | None = None
+    last: bool
+    raw: bytes
+    order: _Order | None
 
 
 _READ = "bytes of the client"  # is sent bytes, b"" at their end, None when the deadline has passed
@@ -1801,7 +1801,7 @@ class _Pages:
             if self.fetch(order) is not None:
                 told(order.state)
 
-        order = _Order(_PageRequest("/meta/apps"), "/meta/apps", "")
+        order = _Order(_PageRequest("/meta/apps", _Query(), False, False), "/meta/apps", "")
         order.done = look
         look(order)
 

@@ -358,13 +358,13 @@ def ends_well(process, *signals):
 
 
 def first_line(*arguments):
-    process = subprocess.Popen(
-        command(*arguments), env=environment(), universal_newlines=True,
+    process = subprocess.Popen(  # without a buffer, which would hide what follows the line
+        command(*arguments), env=environment(), bufsize=0,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    line = process.stdout.readline()
+    line = process.stdout.readline().decode()
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, output, errors) == (0, "", "")
+    assert (process.returncode, output, errors) == (0, b"", b"")
     assert line.endswith(" pid=%d\n" % process.pid)
     return re.sub(r":[1-9][0-9]* role", ":PORT role", line.rpartition(" pid=")[0])
 

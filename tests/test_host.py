@@ -871,3 +871,16 @@ for _ in range(5):
     assert get(server.port, '/version').status == 200
 server.stop()
 """, "-W", "ignore::DeprecationWarning")
+
+
+# What a debugger shows
+
+def test_repr_of_a_server_and_its_counters():
+    server = ph.StatusServer(cluster(), role="meta", host="127.0.0.1")
+    assert repr(server) == "<StatusServer meta http://127.0.0.1:0 not running>"
+    with server:
+        assert repr(server) == "<StatusServer meta http://127.0.0.1:%d running>" % server.port
+        assert get(server.port, "/nosuch").status == 404
+        assert repr(server.counters) == (
+            "<counters requests=1 errors=1 connections=1 refreshes=0 last_error=''>")
+    assert repr(server) == "<StatusServer meta http://127.0.0.1:0 not running>"
