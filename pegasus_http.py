@@ -22,7 +22,7 @@ configures nothing and reads no environment variable.
 Threads: `StatusServer.publish` and `StatusServer.stop` may be called from any thread, and from a
 page or a source. The model (`Cluster` and what it holds) is immutable and may be shared freely.
 
-The pages are those of the first Pegasus release with an HTTP interface (1.12).
+The pages are those of Pegasus's first HTTP interface, of August 2019; `flat` selects later shapes.
 """
 
 from __future__ import annotations  # else every annotation is worked out at each import
@@ -1171,7 +1171,7 @@ def respond(
     method, target: of the request, the target raw as it stood in the request line.
     headers: the request's, as a mapping or pairs, names in any case.
     role: "meta" or "replica"; version, git_commit: for /version, None for the state's or our own;
-    flat: later page shapes; compress: gzip where the client accepts it and the page has 1 KiB.
+    flat: the later page shapes; compress: gzip where the client accepts it and the page has 1 KiB.
 
     Bad requests are answered, with the errors that a server gives. Raises TypeError for another
     state and ValueError for another role. Thread-safe. Nothing is kept from one call to the next.
@@ -2322,7 +2322,7 @@ class StatusServer:
     role: "meta" or "replica". host, port: where to listen; port 0 takes a free one. "::" serves
         IPv4 too.
     version, git_commit: for /version; None shows the state's, or this module's version.
-    flat: the page shapes of Pegasus after 1.12.0's second HTTP change.
+    flat: the later page shapes, as Pegasus 1.12.3 and 2.x have them.
     max_age: seconds an answer of a callable source is kept (a `LiveCluster` has its own).
     timeout: seconds a page waits for its source before it answers 504.
     max_connections: at once, and at most three quarters of the descriptors that the process may
@@ -2563,8 +2563,9 @@ class StateFile(_Source):
         return self._cluster, time.monotonic() + self._max_age
 
     def reload(self) -> None:
-        """Read the file at the next call even if it looks unchanged. From any thread."""
-        self._signature = None
+        """Read the file at the next call even if it looks unchanged, and log what is wrong with it
+        again. From any thread."""
+        self._signature, self._reported = None, ""
 
     def _look(self) -> Exception | None:
         """Read the file if it has changed; returns what is wrong with it now."""
@@ -3690,12 +3691,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument_group("server").add_argument
-    add("--role", choices=_ROLES, help="whose pages to serve; needed to serve")
+    add("--role", choices=_ROLES, help="whose pages to serve; only a server needs it")
     add("--listen", metavar="HOST:PORT", help="default 127.0.0.1:34601 (meta), :34801 (replica); "
         ":PORT is 127.0.0.1 too, 0.0.0.0:PORT every IPv4 address of the machine, [::]:PORT every "
         "address; port 0 takes a free one")  # fmt: skip
-    add("--flat", action="store_true", help="page shapes of the releases after 1.12.0")
-    add("--app-version", metavar="V", help="Version on /version (default: the source's)")
+    add("--flat", action="store_true", help="the later page shapes, of 1.12.3 and 2.x")
+    add("--app-version", metavar="V",
+        help="Version on /version (default: the source's, else our own)")  # fmt: skip
     add("--git-commit", metavar="G", help="GitCommit on /version (default: the source's)")
     add("--max-connections", metavar="N", type=int, default=_MAX_CONNECTIONS,
         help="at once (default %(default)s)")  # fmt: skip
@@ -3703,8 +3705,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_sources(parser)
     add = parser.add_argument_group("logging, to standard error").add_argument
     add("--access-log", action="store_true", help="a line per request, Common Log Format")
-    add("--log-level", metavar="L", default="warning", help="default %(default)s", type=str.lower,
-        choices=("debug", "info", "warning", "error", "critical"))  # fmt: skip
+    levels = ("debug", "info", "warning", "error", "critical")
+    add("--log-level", metavar="L", default="warning", type=str.lower, choices=levels,
+        help=", ".join(levels) + "; default %(default)s")  # fmt: skip
     return parser
 
 
@@ -3713,7 +3716,8 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     group = add_group("source of the meta pages", "one of these; none: a built-in sample")
     add = group.add_mutually_exclusive_group().add_argument
     add("--cluster", metavar="H:P[,H:P...]", help="meta servers of a running cluster")
-    add("--state", metavar="FILE", help="a saved state, - for standard input; SIGHUP reloads it")
+    add("--state", metavar="FILE",
+        help="a saved state, read again after SIGHUP; - for standard input, read once")  # fmt: skip
     add("--standby-of", metavar="H:P", help="be a standby that redirects to this primary")
     group.add_argument("--max-age", metavar="S", type=float, default=1.0,
         help="seconds before a source is asked again (default %(default)s)")  # fmt: skip
@@ -3733,7 +3737,8 @@ def _check_options(options: argparse.Namespace) -> None:
         raise ValueError("--role is needed: meta or replica")
     sources = (options.cluster, options.state, options.standby_of)
     if options.role == "replica" and sources != (None, None, None):
-        raise ValueError("a replica server has no meta pages: --role meta goes with a source")
+        refused = "--cluster, --state or --standby-of"
+        raise ValueError("--role replica takes no %s: use --role meta" % refused)
     if options.listen is None:
         options.listen = ":34801" if options.role == "replica" else ":34601"
     options.host, options.port = _listen_address(options.listen)
@@ -3820,14 +3825,14 @@ def _state_text(source: Any, dump: bool) -> str:
         if isinstance(source, LiveCluster):
             source.rest()
     if not isinstance(state, Cluster):
-        raise ValueError("a standby or replica server has no cluster state to show; name a --state")
+        raise ValueError("--check and --dump need a state: name --cluster or --state")
     if dump:
         import json
 
         return json.dumps(_cluster_to_json(state), indent=1, ensure_ascii=False)
     tables = [app.partition_count for app in state.apps if app.status == "AVAILABLE"]
     counts = (len(tables), sum(tables), len(state.nodes))
-    return "ok: %d available tables, %d partitions, %d nodes" % counts
+    return "ok: available tables %d, partitions %d, nodes %d" % counts
 
 
 def _routes_text() -> str:
@@ -3937,7 +3942,8 @@ def _started(server: StatusServer) -> StatusServer:
 
 _LISTEN_HINTS = {
     0: "the host name does not resolve; 0.0.0.0 stands for all addresses of this machine",
-    errno.EADDRINUSE: "the port is in use; end what uses it, or take a free one with port 0",
+    errno.EADDRINUSE: "the port is in use, perhaps by a connection that has just ended; end what "
+    "uses it, or take a free one with port 0",
     errno.EACCES: "no permission; take a port from 1024 up",
     errno.EADDRNOTAVAIL: "not an address of this machine; 0.0.0.0 stands for all that it has",
     errno.EMFILE: "no file descriptor is left; raise the limit (ulimit -n)",

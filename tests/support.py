@@ -150,6 +150,7 @@ def environment(**changes):
     env = dict(os.environ, PYTHONPATH=os.path.dirname(os.path.abspath(ph.__file__)))
     if env.pop("PYTHONDONTWRITEBYTECODE", ""):  # hundreds of processes would compile all anew
         env["PYTHONPYCACHEPREFIX"] = bytecode_folder()
+    env.pop("PYTHONUNBUFFERED", None)  # otherwise nobody would see that a flush is missing
     env.update(changes)
     return env
 

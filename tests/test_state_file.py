@@ -407,6 +407,8 @@ def test_trouble_is_logged_once_and_the_last_good_state_stays(tmp_path, caplog):
     assert said() == []
     save(path, b"{}")
     assert said() == [kept + 'top level: "apps" is missing']
+    source.reload()
+    assert said() == [kept + 'top level: "apps" is missing'], "as after each SIGHUP"
     path.unlink()
     assert said() == [kept + "no such file or directory"]
     save(path, b"{ }")

@@ -451,7 +451,7 @@ for n in range(1, 6):
 before = figures(os.getpid()).resident
 for n in range(6, 36):
     size = turn(n)
-print(size / 2 ** 20, figures(os.getpid()).resident - before)
+print(size / 2 ** 20, figures(os.getpid()).resident - before, flush=True)
 os._exit(0)
 """
 
