@@ -212,7 +212,8 @@ ERRORS = [
     (lambda: ph.Cluster(meta_servers=b"a:1"), 'meta_servers: expected texts "host:port", or one'),
     (lambda: ph.Cluster(meta_servers=["a:1", 2]), "meta_servers[1]: expected a string, got 2"),
     (lambda: ph.Cluster(balance_operation_count=(1, 2)),
-     "balance_operation_count: expected three whole numbers (move_pri, copy_pri, copy_sec), or a"),
+     "balance_operation_count: expected three whole numbers (move_pri, copy_pri, copy_sec), or a "
+     "text, got (1, 2)"),
     (lambda: ph.Cluster(balance_operation_count=17), "balance_operation_count: expected three"),
     (lambda: ph.Cluster(balance_operation_count=None), "balance_operation_count: expected three"),
     (lambda: ph.Cluster(balance_operation_count=(1, 2, "3")),
