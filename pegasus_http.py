@@ -122,6 +122,7 @@ _WORKER_IDLE_SECONDS = 30.0  # then the thread ends and connections to meta serv
 _STATE_BYTES = 64 * 1024 * 1024  # a state file: 5,000 tables x 64 partitions x 3 replicas
 _FRAME_BYTES = 32 * 1024 * 1024  # an RPC answer: a table of 125,000 partitions
 _MAX_ITEMS = 250_000  # of a list in it: more partitions than Pegasus takes for a table
+_MAX_TEXT = 64 * 1024  # bytes of a text in it: 4 MB that are no UTF-8 took 2 s (measured)
 _MAX_HOPS = 3  # forward addresses followed: the named leader may have lost its lease since
 _WINDOW = 64  # requests under way to a meta server: 8 KB of them fit every socket buffer
 _PAUSE_BYTES = 16 * 1024  # what is decoded between two looks at the clock: a millisecond
@@ -135,8 +136,12 @@ _NO_SIGPIPE = getattr(socket, "MSG_NOSIGNAL", 0)  # a host may have the signal a
 # === 2. Checks and text ===========================================================================
 
 
-@functools.lru_cache(maxsize=8192)
 def _is_address(text: str) -> bool:
+    return len(text) <= 300 and _is_short_address(text)  # the cache keeps what it was asked about
+
+
+@functools.lru_cache(maxsize=8192)
+def _is_short_address(text: str) -> bool:
     match = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", text)
     return match is not None and 0 < int(match.group(1)) < 65536
 
@@ -613,7 +618,12 @@ class PageError(Exception):
     """
 
     def __init__(self, status: int, error: str, hint_message: str, headers: _Headers = ()) -> None:
-        """Keep the four parts as attributes of the same names."""
+        """Keep the four parts under the same names. ValueError for what cannot be sent."""
+        _check_count(status, "status", 599, 100)
+        for text in (error, hint_message, *itertools.chain.from_iterable(headers)):
+            _check_kind(text, "a part of a PageError", str, "a text")
+        if re.search("[\r\n]", "".join(itertools.chain.from_iterable(headers))):
+            raise _bad_value("headers", "texts of one line each", headers)
         super().__init__(status, error, hint_message)
         self.status, self.error, self.hint_message = status, error, hint_message
         self.headers = headers
@@ -1179,6 +1189,8 @@ def respond(
     if state is not None and not isinstance(state, (Cluster, Standby, PageError)):
         raise TypeError("state: expected a Cluster, Standby, PageError or None, got " + repr(state))
     _check_choice(role, "role", _ROLES)
+    _check_text("" if version is None else version, "version")
+    _check_text("" if git_commit is None else git_commit, "git_commit")
     fields: dict[str, str] = {}
     for name, value in headers.items() if isinstance(headers, Mapping) else headers:
         name = name.lower()  # RFC 9110, 5.2: lines of one name form one list
@@ -2266,14 +2278,17 @@ class _Loop:
         """Clients that do not read hold the pages of states that are over. When different pages of
         more than _UNSENT_BYTES in all are leaving, those that began first are given up."""
         unsent = [c for c in self.connections.values() if c.unsent]
-        kept: dict[int, int] = {}  # sizes of pages, by their identity
+        kept: set[int] = set()  # the identities of pages
+        size = 0
         for connection in sorted(unsent, key=lambda c: -c.conversation.deadline):
             page: Any = connection.unsent[-1].obj
-            if id(page) not in kept:
-                if kept and sum(kept.values()) + len(page) > _UNSENT_BYTES:
-                    connection.close()
-                else:
-                    kept[id(page)] = len(page)
+            if id(page) in kept:
+                continue
+            if kept and size + len(page) > _UNSENT_BYTES:
+                connection.close()
+            else:
+                kept.add(id(page))
+                size += len(page)
 
 
 # === 10. Server ===================================================================================
@@ -2659,13 +2674,13 @@ def _object(
     if not isinstance(value, dict):
         raise _bad_value(where, "an object", value)
     if None in value:
-        raise ValueError("%s: %s appears twice" % (where, _encode(value[None])))
-    known = (*fields, *unshown)
+        raise ValueError("%s: %s appears twice" % (where, _show(value[None])))
+    known = dict.fromkeys((*fields, *unshown))
     for name in value:
         if name not in known:
-            unknown = (where, _encode(name), ", ".join(known))
+            unknown = (where, _show(name), ", ".join(known))
             raise ValueError("%s: unknown field %s, expected one of %s" % unknown)
-    for name in known[:needed]:
+    for name in itertools.islice(known, needed):
         if name not in value:
             raise ValueError("%s: %s is missing" % (where, _encode(name)))
     return {name: item for name, item in value.items() if name not in unshown}
@@ -2758,8 +2773,8 @@ class _Refused(Exception):
     """A server's error of this name. leader: whom a standby takes for the primary, if it knows."""
 
     def __init__(self, name: str, leader: str | None = None) -> None:
-        super().__init__("a standby of " + leader if leader else _ABSENT.get(name, name))
-        self.name, self.leader = name, leader
+        self.name, self.leader = name[:100], leader
+        super().__init__("a standby of " + leader if leader else _ABSENT.get(name, self.name))
 
 
 def _left(deadline: float) -> float:
@@ -2803,9 +2818,15 @@ class _Decoder:
         self.at += 4
         return value
 
+    def octets(self) -> bytes:
+        size = self.i32()
+        if size > _MAX_TEXT:
+            raise _WireError("a text of impossible length")
+        return self.take(size)
+
     def text(self) -> str:
         """Pegasus does not promise UTF-8: bytes that are none are shown as \\xNN."""
-        return self.take(self.i32()).decode("utf-8", "backslashreplace")
+        return self.octets().decode("utf-8", "backslashreplace")
 
     def text_map(self) -> tuple[tuple[str, str], ...]:
         self.take(1)  # the keys' type; what follows begins like a list
@@ -2881,7 +2902,7 @@ _BOOL: _Type = (2, lambda frame: frame.take(1) != b"\0")
 _I32: _Type = (8, _Decoder.i32)
 _I64: _Type = (10, lambda frame: _LONG.unpack(frame.take(8))[0])
 _TEXT: _Type = (11, _Decoder.text)
-_OCTETS: _Type = (11, lambda frame: frame.take(frame.i32()))
+_OCTETS: _Type = (11, _Decoder.octets)
 _TEXT_MAP: _Type = (13, _Decoder.text_map)
 # These say that they are structs and are raw values.
 _ERROR: _Type = (12, _Decoder.text)
@@ -3218,7 +3239,7 @@ class _Primary:
                     return address
                 labels.update({one: "%s at %s" % (address, one) for one in found})
                 todo.extendleft(reversed(found))
-            except (OSError, RuntimeError, _WireError, _Refused) as error:
+            except (OSError, RuntimeError, UnicodeError, _WireError, _Refused) as error:
                 leader = getattr(error, "leader", None)
                 if leader and troubles.get(address) is not error and hops < _MAX_HOPS:
                     hops += 1
@@ -3316,7 +3337,7 @@ class LiveCluster(_Source):
         """Connect to nothing yet."""
         if isinstance(meta_servers, str):
             meta_servers = meta_servers.split(",")
-        servers = [address.strip() for address in meta_servers]
+        servers = [_check_text(address, "meta servers").strip() for address in meta_servers]
         self._servers = ",".join(servers)
         for address in servers or [""]:
             _check_address(address, "meta servers " + self._servers)
@@ -3333,7 +3354,7 @@ class LiveCluster(_Source):
         self._failures: dict[str, PageError] = {}
         self._queries: list[_Rpc] = []
         self._unfinished: dict[str, float] = {}  # by key of a read: since when it is attempted
-        self._report = functools.lru_cache(_MAX_REPORTS)(_warn)  # what is odd stays so
+        self._reported: set[str] = set()  # what is odd stays so
 
     def __repr__(self) -> str:
         """The meta servers, the last primary and the times."""
@@ -3380,6 +3401,11 @@ class LiveCluster(_Source):
         """Close the connection; the next call opens another."""
         with self._lock():
             self._primary().rest()
+
+    def _report(self, text: str) -> None:
+        if text not in self._reported and len(self._reported) < _MAX_REPORTS:
+            self._reported.add(text)
+            _warn(text)
 
     def _read(self, key: str, deadline: float) -> tuple[Cluster, float]:
         kind, _, part = key.partition(":")
@@ -3867,7 +3893,8 @@ def _log_handler() -> logging.Handler:
 
         def write(self, text: str, patience: int = 0) -> None:
             lost = "%d lines were dropped here, because nobody read standard error\n" % self.dropped
-            data = (lost + text if self.dropped else text).encode("utf-8", "backslashreplace")
+            whole = (lost + text if self.dropped else text).encode("utf-8", "backslashreplace")
+            data = memoryview(whole)
             with contextlib.suppress(OSError):  # the reader has gone, the disk is full
                 while data and room.poll(patience):
                     data = data[os.write(fd, data[: select.PIPE_BUF]) :]  # so much fits always

@@ -327,6 +327,13 @@ def test_slow_leader_is_asked_again_whatever_a_standby_says_of_a_dead_one(leader
         assert one_page(leader, dead, one, timeout=2.4).status == 200
 
 
+@pytest.mark.parametrize("address", ["..:1", "1" * 64 + ":1", "a..b:1", "[:::::]:1"])
+def test_an_address_that_is_none_is_passed_over(leader, address):
+    assert one_page(address, leader).status == 200
+    with Meta(replay.standby(address)) as standby:
+        assert one_page(standby, leader).status == 200
+
+
 def test_standby_that_answers_by_halves_does_not_hide_the_leader(leader):
     """That it is a standby is clear, who leads is not: that answer never comes."""
     with Meta(replay.standby()) as one:
@@ -479,6 +486,10 @@ def nodes(result, error="ERR_OK"):
     (nodes(b"", "ERR_BUSY"), None, 502, "META: " + NODES + "is ERR_BUSY"),
     (nodes(b"\x0c\0\1" + replay.octets(b"ERR_OK") + b"\0"), None, 502,
      "META: " + NODES + "makes no sense: no 'infos'"),
+    (nodes(b"\x0c\0\1" + replay.octets(b"E" * 200) + b"\0"), None, 502,
+     "META: " + NODES + "is " + "E" * 100),
+    (nodes(b"\x0c\0\1" + replay.octets(b"E" * 65537)), None, 502,
+     "META: " + NODES + "makes no sense: a text of impossible length"),
     (nodes(b""), None, 502, "META: " + NODES + "makes no sense: a struct without end"),
     (nodes(b"\x0c\0\1\0\0\0\5ab"), None, 502,
      "META: " + NODES + "makes no sense: the answer is cut off"),

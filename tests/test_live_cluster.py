@@ -172,6 +172,19 @@ def test_an_error_that_stays_does_not_grow(leader):
     assert len(set(depths)) == 1
 
 
+def test_odd_rows_do_not_fill_the_log(leader, monkeypatch, caplog):
+    monkeypatch.setattr(ph, "_MAX_REPORTS", 3)
+    state = replay.make_state(tables=9)
+    for number, app in enumerate(state["apps"]):
+        app["app_id"] = -1 - number
+    with reading(leader, max_age=0.0) as source:
+        for turn in range(3):
+            state["apps"][0]["max_replica_count"] = turn
+            leader.answers = replay.synthetic(state)
+            assert not source().apps
+    assert len(caplog.records) == 3
+
+
 # ---- the version --------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("text, version, commit", [

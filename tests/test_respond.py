@@ -57,6 +57,24 @@ def test_a_state_that_is_none(state, target):
             ph.respond(state, method, target)
 
 
+@pytest.mark.parametrize("name", ["version", "git_commit"])
+@pytest.mark.parametrize("value", [5, b"1.0", "\ud800"])
+def test_a_version_that_is_no_text(name, value):
+    with pytest.raises(ValueError, match="^%s: expected " % name):
+        ph.respond(STATE, "GET", "/version", **{name: value})
+
+
+@pytest.mark.parametrize("parts", [
+    ("503", "ERR_BUSY", "later"), (99, "ERR_BUSY", "later"), (600, "ERR_BUSY", "later"),
+    (503, None, "later"), (503, "ERR_BUSY", {1}), (503, "ERR_BUSY", "later", [("X", 1)]),
+    (503, "ERR_BUSY", "later", [("X", "a\r\nSet-Cookie: b")]),
+    (503, "ERR_BUSY", "later", [("X\n", "a")]),
+])
+def test_a_page_error_that_cannot_be_sent(parts):
+    with pytest.raises(ValueError, match="expected"):
+        ph.PageError(*parts)
+
+
 @pytest.mark.parametrize("headers", [
     {"Accept-Encoding": "gzip"}, {"accept-encoding": "gzip"}, {"ACCEPT-ENCODING": "GZIP"},
     [("Accept-Encoding", "gzip")], (("X", "y"), ("accept-Encoding", "br, gzip")),

@@ -391,6 +391,14 @@ def test_a_file_is_read_once_for_each_change(tmp_path):
         0, ["keeping the last good state: %s: no such file or directory" % (tmp_path / "x")])
 
 
+def test_a_long_name_in_a_file_is_not_told_whole(tmp_path):
+    for text in ('{"apps":[],"nodes":[],"%s":1}', '{"apps":[],"nodes":[],"%s":1,"%s":1}'):
+        path = save(tmp_path / "state.json", (text.replace("%s", "a" * 100000)).encode())
+        with pytest.raises(ValueError, match='"aaaa') as caught:
+            ph.StateFile(path)()
+        assert len(str(caught.value)) < 500
+
+
 def test_trouble_is_logged_once_and_the_last_good_state_stays(tmp_path, caplog):
     path = tmp_path / "state.json"
     source = ph.StateFile(save(path, state(app())))
