@@ -619,6 +619,7 @@ class PageError(Exception):
 
     def __init__(self, status: int, error: str, hint_message: str, headers: _Headers = ()) -> None:
         """Keep the four parts under the same names. ValueError for what cannot be sent."""
+        headers = tuple(headers)
         _check_count(status, "status", 599, 100)
         for text in (error, hint_message, *itertools.chain.from_iterable(headers)):
             _check_kind(text, "a part of a PageError", str, "a text")
