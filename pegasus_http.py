@@ -765,7 +765,7 @@ def _count_replicas(apps: Iterable[App]) -> _Counts:
 
 
 def _meta_app(state: _State, query: _Query, settings: _Settings) -> _Page:
-    """One table: its partitions, their replicas and their health."""
+    """One table; with detail, its partitions, their replicas and their health."""
     app = _find_app(_as_cluster(state), query.name)
     known = app.partitions
     maximum = app.max_replica_count if known is None else app._maximum(known[0]) if known else 0
@@ -846,7 +846,7 @@ def _rows(app: App) -> Sequence[str]:
 
 
 def _meta_nodes(state: _State, query: _Query, settings: _Settings) -> _Page:
-    """All replica servers; with detail, their replicas."""
+    """All replica servers; with detail, how many replicas each has."""
     cluster = _as_cluster(state)
     counts = _count_replicas(cluster.apps) if query.detail else {}
     nodes = sorted(cluster.nodes, key=lambda node: _node_order(node.address))
@@ -3715,10 +3715,10 @@ def _parser() -> argparse.ArgumentParser:
         "pegasus_http", description="Serve the HTTP status pages of Apache Pegasus.",
         epilog="examples:\n  python -m pegasus_http --role meta\n  python -m pegasus_http --role "
         "meta --cluster 10.0.0.1:34601,10.0.0.2:34601 --listen :8080\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     add = parser.add_argument_group("server").add_argument
-    add("--role", choices=_ROLES, help="whose pages to serve; only a server needs it")
+    add("--role", choices=_ROLES, help="whose pages to serve; needed only to serve")
     add("--listen", metavar="HOST:PORT", help="default 127.0.0.1:34601 (meta), :34801 (replica); "
         ":PORT is 127.0.0.1 too, 0.0.0.0:PORT every IPv4 address of the machine, [::]:PORT every "
         "address; port 0 takes a free one")  # fmt: skip
@@ -3744,7 +3744,8 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     add = group.add_mutually_exclusive_group().add_argument
     add("--cluster", metavar="H:P[,H:P...]", help="meta servers of a running cluster")
     add("--state", metavar="FILE",
-        help="a saved state, read again after SIGHUP; - for standard input, read once")  # fmt: skip
+        help="a saved state, read again when it changes; - for standard input, "
+        "read once")  # fmt: skip
     add("--standby-of", metavar="H:P", help="be a standby that redirects to this primary")
     group.add_argument("--max-age", metavar="S", type=float, default=1.0,
         help="seconds before a source is asked again (default %(default)s)")  # fmt: skip
@@ -3844,7 +3845,7 @@ def _source(options: argparse.Namespace) -> tuple[Any, str]:
     return (None, "none") if options.role == "replica" else (_sample(), "sample")
 
 
-def _state_text(source: Any, dump: bool) -> str:
+def _state_text(source: Any, label: str, dump: bool) -> str:
     """What --dump and --check print."""
     try:
         state = source() if callable(source) else source
@@ -3852,14 +3853,14 @@ def _state_text(source: Any, dump: bool) -> str:
         if isinstance(source, LiveCluster):
             source.rest()
     if not isinstance(state, Cluster):
-        raise ValueError("--check and --dump need a state: name --cluster or --state")
+        raise ValueError("a standby or replica server has no state to check or dump")
     if dump:
         import json
 
         return json.dumps(_cluster_to_json(state), indent=1, ensure_ascii=False)
     tables = [app.partition_count for app in state.apps if app.status == "AVAILABLE"]
-    counts = (len(tables), sum(tables), len(state.nodes))
-    return "ok: available tables %d, partitions %d, nodes %d" % counts
+    counts = (label, len(tables), sum(tables), len(state.nodes))
+    return "ok: source=%s, available tables %d, partitions %d, nodes %d" % counts
 
 
 def _routes_text() -> str:
@@ -3950,6 +3951,7 @@ def _serve(options: argparse.Namespace, source: Any, label: str) -> None:
             if caught == signal.SIGHUP and isinstance(source, StateFile):
                 source.reload()
                 server.refresh()
+                server._pages.warm_up(lambda _: None)  # reads the file now, not with a request
             elif caught == signal.SIGHUP:
                 _logger().warning("SIGHUP is ignored: only --state FILE can be read again")
     for number in signals:  # one more must not kill the interpreter while it shuts down
@@ -3970,8 +3972,8 @@ def _started(server: StatusServer) -> StatusServer:
 
 _LISTEN_HINTS = {
     0: "the host name does not resolve; 0.0.0.0 stands for all addresses of this machine",
-    errno.EADDRINUSE: "the port is in use, perhaps by a connection that has just ended; end what "
-    "uses it, or take a free one with port 0",
+    errno.EADDRINUSE: "the port is in use, or was a moment ago; end what uses it, or take a free "
+    "one with port 0",
     errno.EACCES: "no permission; take a port from 1024 up",
     errno.EADDRNOTAVAIL: "not an address of this machine; 0.0.0.0 stands for all that it has",
     errno.EMFILE: "no file descriptor is left; raise the limit (ulimit -n)",
@@ -4005,7 +4007,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         source, label = _source(options)
         if options.dump or options.check:
-            _print(_state_text(source, options.dump) + "\n", sys.stdout)
+            _print(_state_text(source, label, options.dump) + "\n", sys.stdout)
         else:
             _serve(options, source, label)
         return 0

@@ -60,6 +60,7 @@ def main(capfd):
     """main() in this process: call it like `run`. When it serves instead, it is ended. The signals
     and the log, which it does not give back, are put back."""
     def call(*arguments):
+        capfd.readouterr()  # what others have said before
         timer = threading.Timer(PATIENCE, os.kill, (os.getpid(), signal.SIGTERM))
         timer.start()
         try:

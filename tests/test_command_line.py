@@ -127,9 +127,9 @@ FAILURES = [
     (("--check", "--state", "/dev/null"), "/dev/null: not a regular file"),
     (("--check", "--state", "-"), "standard input: empty; --dump prints what belongs there"),
     (("--dump", "--standby-of", "a:1"),
-     "--check and --dump need a state: name --cluster or --state"),
+     "a standby or replica server has no state to check or dump"),
     (("--check", "--role", "replica"),
-     "--check and --dump need a state: name --cluster or --state"),
+     "a standby or replica server has no state to check or dump"),
     (("--role", "meta", "--listen", "192.0.2.1:0"), "cannot listen on 192.0.2.1:0: not an address "
      "of this machine; 0.0.0.0 stands for all that it has"),
     (("--role", "meta", "--listen", "no-such-host.invalid:80"),
@@ -157,9 +157,8 @@ def test_what_a_process_cannot_do():
 def test_a_port_in_use(main):
     with taken() as address:
         assert main("--role", "meta", "--listen", address) == (1, "", (
-            "pegasus_http: error: cannot listen on %s: the port is in use, perhaps by a "
-            "connection that has just ended; end what uses it, or take a free one with port 0\n"
-            % address))
+            "pegasus_http: error: cannot listen on %s: the port is in use, or was a "
+            "moment ago; end what uses it, or take a free one with port 0\n" % address))
 
 
 LOWEST = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
@@ -227,7 +226,8 @@ def test_no_thread_is_to_be_had():
 # Output
 
 def test_check(main):
-    assert main("--check") == (0, "ok: available tables 1, partitions 8, nodes 3\n", "")
+    assert main("--check") == (
+        0, "ok: source=sample, available tables 1, partitions 8, nodes 3\n", "")
 
 
 def test_check_counts_what_is_available(main, tmp_path):
@@ -237,7 +237,7 @@ def test_check_counts_what_is_available(main, tmp_path):
             {"app_id": 3, "app_name": "c", "partition_count": 8, "status": "DROPPED"}]
     path.write_text(json.dumps({"apps": apps, "nodes": [{"address": "a:1", "status": "UNALIVE"}]}))
     assert main("--check", "--state", str(path)) == (
-        0, "ok: available tables 2, partitions 6, nodes 1\n", "")
+        0, "ok: source=state, available tables 2, partitions 6, nodes 1\n", "")
 
 
 def test_routes(main):
@@ -634,7 +634,12 @@ def test_sighup_reads_a_state_file_that_looks_unchanged(tmp_path):
         process.send_signal(signal.SIGHUP)
         wait_until(lambda: shown("/meta/apps") == "behind", "the new content is shown")
         assert shown("/meta/apps?detail") == "behind"
-        ends_well(process, signal.SIGTERM)
+        path.write_text("{")
+        for _ in range(2):  # each time it is read at once, without a request
+            process.send_signal(signal.SIGHUP)
+            assert "keeping the last good state" in process.stderr.readline()
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
 
 
 def test_a_killed_process_leaves_a_port_that_can_be_used_again():

@@ -444,7 +444,8 @@ def test_a_server_waits_for_a_file_that_is_not_there_yet(tmp_path, caplog):
 # What is no regular file: refused, and nobody waits for it
 
 def make_socket(path):
-    script = "import socket, sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])"
+    script = ("import socket, sys\n"
+              "with socket.socket(socket.AF_UNIX) as sock: sock.bind(sys.argv[1])")
     subprocess.run([sys.executable, "-c", script, path], check=True, env=environment())
 
 
