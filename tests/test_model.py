@@ -120,6 +120,14 @@ def test_equal_pages_have_equal_tags_and_others_do_not():
 # --- constructors --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("length, shown", [(77, '"%s"' % ("a" * 77)), (78, '"%s"' % ("a" * 78)),
+                                           (79, '"%s...' % ("a" * 76))])
+def test_what_is_shown_has_80_characters(length, shown):
+    with pytest.raises(ValueError, match="expected one of") as caught:
+        ph.App(1, "t", status="a" * length)
+    assert str(caught.value).rpartition(", got ")[2] == shown
+
+
 class Text(str, enum.Enum):
     """As applications keep their constants: `str()` of a member is not its value."""
 
