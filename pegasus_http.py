@@ -2607,10 +2607,11 @@ class StateFile(_Source):
 
     def _report(self, trouble: Exception | None) -> None:
         text = "" if trouble is None else _failure_text(trouble)
-        if text and text != self._reported:
+        # First: `reload` may take it back while the line is written.
+        before, self._reported = self._reported, text
+        if text and text != before:
             kept = "no good state yet" if self._cluster is None else "keeping the last good state"
             _warn("%s: %s" % (kept, text))
-        self._reported = text
 
 
 def _failure_text(error: Exception) -> str:
