@@ -23,6 +23,19 @@ class Served:
         self.server, self.port, self.style = server, port, style
 
 
+@pytest.fixture(autouse=True)
+def it_ends():
+    """A test that waits for ever fails, and those after it run."""
+    def give_up(*_):
+        pytest.fail("the test did not end within %g s" % (4 * PATIENCE))
+
+    action = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, 4 * PATIENCE, 1.0)  # again, if it then waits elsewhere
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, action)
+
+
 @pytest.fixture(scope="module", params=STYLES)
 def style(request):
     return request.param

@@ -661,9 +661,7 @@ def test_sighup_without_a_state_file_is_ignored_with_a_line(tmp_path):
         with open(str(path)) as file, started(
                 command(*SERVE, *source), stdin=file) as (process, port):
             process.send_signal(signal.SIGHUP)
-            line = ""
-            while "SIGHUP" not in line:
-                line = process.stderr.readline()
+            line = next(line for line in process.stderr if "SIGHUP" in line)
             assert line.endswith(
                 " WARNING pegasus_http: SIGHUP is ignored: only --state FILE can be read again\n")
             assert get(port, "/version").status == 200
