@@ -2596,7 +2596,7 @@ class StateFile(_Source):
                 # The file may have been replaced since; an ordinary open of a FIFO would wait.
                 with open(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
                     data = file.read(_STATE_BYTES + 1) or b""
-                self._cluster = _load_cluster(data, self._path)
+                self._cluster = _load_cluster(data, self._path, self._cluster)
                 self._fault = ""
         except (OSError, MemoryError) as error:
             self._signature = None  # nothing was parsed, or another time there is more memory
@@ -2624,10 +2624,12 @@ def _failure_text(error: Exception) -> str:
     return error.hint_message if isinstance(error, PageError) else str(error)
 
 
-def _load_cluster(data: bytes, name: str) -> Cluster:
-    """ValueError, with `name` and the place, for all that is not a cluster."""
+def _load_cluster(data: bytes, name: str, before: Cluster | None = None) -> Cluster:
+    """ValueError, with `name` and the place, for all that is not a cluster. Tables that are as they
+    were `before` are the same objects again, with what was computed of them."""
     import json
 
+    known = [] if before is None else before.apps
     try:
         if len(data) > _STATE_BYTES:
             raise ValueError("larger than %d bytes, the most that is read" % _STATE_BYTES)
@@ -2635,9 +2637,11 @@ def _load_cluster(data: bytes, name: str) -> Cluster:
             raise ValueError("empty; --dump prints what belongs there")
         value = json.loads(
             data.decode().lstrip("\ufeff"),  # a byte order mark is fine
-            object_pairs_hook=_pairs_to_object,
+            object_pairs_hook=functools.partial(
+                _pairs_to_object, {app.partitions: app.partitions for app in known}
+            ),
         )
-        return _cluster_from_json(value)
+        return _cluster_from_json(value, {app.app_id: app for app in known})
     except RecursionError:
         fault = "nested too deeply to be a state"
     except UnicodeDecodeError as error:
@@ -2657,15 +2661,17 @@ def _load_cluster(data: bytes, name: str) -> Cluster:
 # changes hands. That function cannot know the place of its object. So a name that appears twice is
 # kept under None, which is nobody's name, until `_object` knows the place. And partitions are made
 # at once, where nothing is wrong with them: a million dictionaries and lists of a large file would
-# stop all threads for 0.4 s (measured) whenever the garbage collector goes through them.
-def _pairs_to_object(pairs: list[tuple[str, Any]]) -> dict[Any, Any]:
+# stop all threads for 0.4 s (measured) whenever the garbage collector goes through them. It would
+# still be 80 ms if those of unchanged tables, which are `known`, were there twice.
+def _pairs_to_object(known: Mapping[Any, Any], pairs: list[tuple[str, Any]]) -> dict[Any, Any]:
     _pause_if_due()
     members: dict[Any, Any] = dict(pairs)
     if len(members) < len(pairs):
         members[None] = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
     if isinstance(members.get("partitions"), list):
         with contextlib.suppress(ValueError):  # to be told with its place, by `_app_from_json`
-            members["partitions"] = _partitions_from_json(members["partitions"], "")
+            partitions = _partitions_from_json(members["partitions"], "")
+            members["partitions"] = known.get(partitions, partitions)
     return members
 
 
@@ -2697,9 +2703,10 @@ def _items(value: object, where: str) -> Iterator[tuple[Any, str]]:
         yield item, "%s[%d]" % (where, n)
 
 
-def _cluster_from_json(value: object) -> Cluster:
+def _cluster_from_json(value: object, known: Mapping[int, App]) -> Cluster:
     top = _object(value, "top level", ("apps", "nodes", *_TEXT_FIELDS), 2)
     apps = [_app_from_json(*item) for item in _items(top["apps"], "apps")]
+    apps = [known[app.app_id] if known.get(app.app_id) == app else app for app in apps]
     nodes = [Node(**_object(*item, Node._fields, 2)) for item in _items(top["nodes"], "nodes")]
     texts = {}
     for part, fields in _TEXT_FIELDS.items():
@@ -2726,7 +2733,7 @@ def _partitions_from_json(rows: object, where: str) -> tuple[Partition, ...]:
         fields = _object(row, place, Partition._fields, 0, _UNSHOWN_OF_PARTITION)
         secondaries = _items(fields.get("secondaries", []), place + ".secondaries")
         fields["secondaries"] = tuple([address for address, _ in secondaries])
-        partitions.append(Partition(**fields))
+        partitions.append(_check_partition(Partition(**fields), place))
     return tuple(partitions)
 
 

@@ -310,6 +310,34 @@ def test_a_change_that_keeps_size_and_time_is_seen(tmp_path, change):
         assert names(server.port) == ["new"]
 
 
+def test_tables_that_are_as_they_were_stay_the_same_objects(tmp_path):
+    def rows(ballot):
+        return [{"ballot": ballot, "primary": "a:1"}, {}]
+
+    path = tmp_path / "state.json"
+    first, second = (app(app_id=n, app_name=str(n), partitions=rows(n)) for n in (1, 2))
+    source = ph.StateFile(save(path, state(first, second, app(app_id=3, app_name="3"))))
+    before = source().apps
+    renamed = dict(second, app_name="new")
+    save(path, state(first, renamed, app(app_id=3, app_name="3", partitions=rows(3))))
+    after = source().apps
+    assert after == ph.StateFile(path)().apps
+    assert after[0] is before[0]
+    assert (after[1].app_name, before[1].app_name) == ("new", "2")
+    assert after[1].partitions[0] is before[1].partitions[0]
+
+
+@pytest.mark.parametrize("ballot", [True, 1.0, [], {}])
+def test_a_value_that_only_equals_a_good_one_is_refused(tmp_path, caplog, ballot):
+    path = tmp_path / "state.json"
+    table = app(partitions=[{"ballot": 1}])
+    source = ph.StateFile(save(path, state(table)))
+    before = source()
+    save(path, state(dict(table, partitions=[{"ballot": ballot}])))
+    assert source() is before
+    assert "apps[0].partitions[0].ballot: expected a whole number" in caplog.text
+
+
 def test_the_age_is_respected(tmp_path):
     path = tmp_path / "state.json"
     source = ph.StateFile(save(path, state(app(app_name="old"))), max_age=3600.0)
