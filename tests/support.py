@@ -311,7 +311,8 @@ def statuses_in(data):
 def check(answer, head_only=False):
     """What holds for every answer, whatever was asked."""
     assert answer.headers["server"].startswith("pegasus_http/")
-    assert email.utils.parsedate_to_datetime(answer.headers["date"]) is not None
+    moment = email.utils.parsedate_to_datetime(answer.headers["date"])
+    assert email.utils.format_datetime(moment, usegmt=True) == answer.headers["date"]
     if answer.status in (204, 304):
         assert "content-type" not in answer.headers and "content-length" not in answer.headers
         return answer
