@@ -271,8 +271,11 @@ records = []
 handler = logging.Handler()
 handler.emit = records.append
 logging.getLogger('pegasus_http').addHandler(handler)
+ph._IDLE_SECONDS = 0.2  # the loop notices it when a client has been idle for so long
 server = ph.start(cluster(), role='meta')
 assert total(server.port) == '3'
+client = Client(server.port)
+ask(client)
 os.closerange(3, 256)
 wait_until(lambda: not server.running, 'it is not running')
 assert [record.getMessage() for record in records] == ['the server has stopped']

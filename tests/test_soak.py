@@ -17,7 +17,7 @@ pytestmark = needs_proc
 
 def test_a_short_run_loses_nothing():
     done = subprocess.run(
-        [sys.executable, os.path.abspath(soak.__file__), "--seconds", "3", "--seed", "7"],
+        [sys.executable, os.path.abspath(soak.__file__), "--seconds", "2", "--seed", "7"],
         capture_output=True, text=True, env=environment(), timeout=4 * PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr

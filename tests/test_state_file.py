@@ -556,8 +556,7 @@ def test_parsing_lets_other_threads_go_on():
                               for n in range(20)))).encode()
     # json.loads alone, without a function in Python, makes others wait for 0.8 of the time. A
     # machine under load may stop a thread at any time, but hardly three times in a row.
-    shares = [longest_wait(data) for _ in range(3)]
-    assert min(shares) < 0.4, shares
+    assert any(longest_wait(data) < 0.4 for _ in range(3))
 
 
 def test_large_dumps_are_read_again(tmp_path):
