@@ -124,6 +124,7 @@ def running():
     process = subprocess.Popen(
         [CHROMIUM, "--user-data-dir=" + profile, *ARGUMENTS],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=dict(os.environ, TMPDIR=profile),  # it leaves folders there
         start_new_session=True,  # so that its helper processes can be ended with it
     )  # fmt: skip
     try:

@@ -331,10 +331,8 @@ def check(style):
 """ + FOR_EACH_KIND)
 
 
-def test_a_logging_handler_that_raises_keeps_the_last_good_state():
-    host(LOGGING + """
-import tempfile
-path = os.path.join(tempfile.mkdtemp(), 'state.json')
+def test_a_logging_handler_that_raises_keeps_the_last_good_state(tmp_path):
+    host(LOGGING + "path = %r" % str(tmp_path / "state.json") + """
 def write(text):
     with open(path + '.new', 'w') as file:
         file.write(text)
