@@ -25,7 +25,7 @@ from fakes import (
     serving,
 )
 from replay import CLI, CLUSTER_INFO, LIST_APPS, LIST_NODES, QUERY, Meta
-from support import get, served, wait_until
+from support import PATIENCE, get, served, wait_until
 
 
 def test_nothing_is_asked_while_nobody_asks(leader):
@@ -85,6 +85,7 @@ def test_only_what_a_page_needs_is_asked(leader, target, tables):
     for code in (*LISTS, CLI):
         assert leader.count(code) == 1
     assert len(leader.asked(QUERY)) == tables
+    assert all(0.3 < one.timeout / 1000 / PATIENCE <= 0.9 for one in leader.requests)
     if tables == 1:
         assert leader.asked(QUERY) == [b"table1"]
 

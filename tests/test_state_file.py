@@ -1,5 +1,6 @@
 """State files: what is wrong is told with its place, changes are seen, a good state stays."""
 
+import io
 import json
 import os
 import stat
@@ -200,15 +201,20 @@ def test_the_command_line_says_the_same(main, tmp_path, content, message):
     assert done.stderr.decode() == expected % ("standard input", message)
 
 
-def test_a_file_that_is_too_large_is_refused_and_one_byte_less_is_read(tmp_path, monkeypatch):
+def test_what_is_too_large_is_refused_and_one_byte_less_is_read(main, tmp_path, monkeypatch):
     data = json.dumps(state(app())).encode()
     path = save(tmp_path / "state.json", data)
     monkeypatch.setattr(ph, "_STATE_BYTES", len(data))
     source = ph.StateFile(path)
     assert len(source().apps) == 1
     save(tmp_path / "state.json", data + b" ")
-    with pytest.raises(ValueError, match="larger than %d bytes, the most" % len(data)):
+    refused = "larger than %d bytes, the most" % len(data)
+    with pytest.raises(ValueError, match=refused):
         ph.StateFile(path)()
+    for content, expected in ((data, (0, "")), (data + b" ", (1, refused))):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        code, _, errors = main("--check", "--state", "-")
+        assert code == expected[0] and expected[1] in errors
 
 
 # What is fine

@@ -662,6 +662,7 @@ def fields_of(total):
     ("fields-far-over", with_fields(*("X-%d: y" % n for n in range(2000))), 431, CLOSED),
     ("all-at", with_fields(*fields_of(32768 - len(GET) - 4)), 200, OPEN),
     ("all-over", with_fields(*fields_of(32768 - len(GET) - 3)), 431, CLOSED),
+    ("all-at-without-end", with_fields(*fields_of(32768 - len(GET) - 2))[:-2], 431, CLOSED),
     ("all-without-end", with_fields(*fields_of(40000))[:-2], 431, CLOSED),
 )
 def test_limit(meta, data, status, after):
