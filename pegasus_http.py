@@ -2630,6 +2630,7 @@ def _load_cluster(data: bytes, name: str, before: Cluster | None = None) -> Clus
     import json
 
     known = [] if before is None else before.apps
+    partitions = {app.partitions: app.partitions for part in _slices(known) for app in part}
     try:
         if len(data) > _STATE_BYTES:
             raise ValueError("larger than %d bytes, the most that is read" % _STATE_BYTES)
@@ -2637,9 +2638,7 @@ def _load_cluster(data: bytes, name: str, before: Cluster | None = None) -> Clus
             raise ValueError("empty; --dump prints what belongs there")
         value = json.loads(
             data.decode().lstrip("\ufeff"),  # a byte order mark is fine
-            object_pairs_hook=functools.partial(
-                _pairs_to_object, {app.partitions: app.partitions for app in known}
-            ),
+            object_pairs_hook=functools.partial(_pairs_to_object, partitions),
         )
         return _cluster_from_json(value, {app.app_id: app for app in known})
     except RecursionError:
