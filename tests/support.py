@@ -374,6 +374,12 @@ class Slow(Client):
         self.send(first)
         self.sock.setblocking(False)
 
+    def wait(self):
+        """Until an answer begins: by then the server has accepted, on whichever thread."""
+        self.sock.settimeout(PATIENCE)
+        self.sock.recv(1, socket.MSG_PEEK)
+        self.sock.setblocking(False)
+
 
 # Servers, threads and what a process holds
 

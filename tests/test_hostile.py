@@ -217,7 +217,7 @@ def test_an_answer_that_nobody_reads_is_given_up(port, monkeypatch):
         settle(bystander)
         before = descriptors()
         with Slow(port, BIG * 10) as client:
-            settle(bystander)
+            client.wait()
             wait_until(lambda: descriptors() <= before + 1, "the server closes its end")
             client.sock.settimeout(PATIENCE)
             assert len(client.rest()) < 10 * 300000
@@ -235,7 +235,7 @@ def test_a_reader_of_a_byte_at_a_time_is_given_up(port, monkeypatch):
         settle(bystander)
         before = descriptors()
         with Slow(port, BIG * 10) as client:
-            settle(bystander)
+            client.wait()
             wait_until(read_one, "the server closes its end")
 
 
