@@ -321,7 +321,8 @@ def _check_items(
 ) -> tuple[Any, ...]:
     """What an iterable (no text) gives, each item as `check(item, "")` returns it. unique: item ->
     names of its fields in which it must differ from all others."""
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+    is_item = hasattr(value, "_fields")  # an App where a list of Apps is meant, for example
+    if is_item or isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise _bad_value(where, expected, value)
     checked: list[Any] = []
     first: dict[Any, int] = {}
@@ -340,7 +341,7 @@ def _check_items(
 
 
 class Partition(NamedTuple):
-    """One partition of a table: who serves it.
+    """One partition of a table: who serves it. Give the fields by name: the first is the ballot.
 
     ballot: its configuration's version, -1 for a split child that is not ready yet.
     max_replica_count: replicas it should have; None is the table's own figure.
@@ -446,10 +447,10 @@ class App(_Checked, _AppFields):
 
     app_id, app_name: its number and name; real servers take an empty name, too.
     partitions: an iterable of `Partition` objects by index; None when they are not known.
-    partition_count: their number; only needed when `partitions` is None.
-    max_replica_count: replicas a partition should have.
-    status: one of INVALID, AVAILABLE, CREATING, CREATE_FAILED, DROPPING, DROP_FAILED, DROPPED,
-        RECALLING. Only AVAILABLE tables are on the list pages.
+    partition_count: their number; needed when `partitions` is None, otherwise that is 0.
+    max_replica_count: replicas a partition should have; 3 unless it is given.
+    status: AVAILABLE unless it is given, or INVALID, CREATING, CREATE_FAILED, DROPPING,
+        DROP_FAILED, DROPPED, RECALLING. Only AVAILABLE tables are on the list pages.
     app_type, is_stateful: shown as they are.
     envs: the table's environment, a mapping of strings or (key, value) pairs.
     create_second, drop_second, expire_second: Unix time in seconds, 0 for unknown or never.
@@ -1550,7 +1551,9 @@ class StatusHandler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """To the logger `pegasus_http.access` in Common Log Format; the base class prints."""
         host = str(self.client_address[0]) if self.client_address else "-"
-        when = self.log_date_time_string()
+        now = time.localtime()
+        month = self.monthname[now.tm_mon]  # strftime's follows the locale
+        when = "%02d/%s/%s" % (now.tm_mday, month, time.strftime("%Y:%H:%M:%S %z", now))
         _logger(".access").info("%s - - [%s] %s", host, when, format % args)
 
 
@@ -2295,10 +2298,10 @@ class _Loop:
 # === 10. Server ===================================================================================
 
 
-def _check_state(state: object) -> Cluster | Standby:
+def _check_state(state: object, expected: str = "a Cluster or a Standby") -> Cluster | Standby:
     if isinstance(state, (Cluster, Standby)):
         return state
-    raise TypeError("expected a Cluster or a Standby, got " + type(state).__name__)
+    raise TypeError("expected %s, got %s" % (expected, type(state).__name__))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -2342,9 +2345,13 @@ class StatusServer:
     max_age: seconds an answer of a callable source is kept (a `LiveCluster` has its own).
     timeout: seconds a page waits for its source before it answers 504.
     max_connections: at once, and at most three quarters of the descriptors that the process may
-        have; over it the longest idle one goes, then new ones get 503.
+        have. Above it the connection that has been idle longest is closed; when none is idle, new
+        ones get 503.
     compress: gzip for clients that accept it. access_log: a line per request to the logger
         `pegasus_http.access` at INFO.
+
+    Its attribute `counters` has plain numbers: requests, errors (answers with a status of 400 or
+    more), connections, refreshes (answers of the source); and last_error, a text, "" for none.
 
     Raises TypeError or ValueError for arguments that make no sense. The constructor touches
     nothing. All methods and attributes may be used from any thread. In a forked child the server is
@@ -2384,7 +2391,8 @@ class StatusServer:
         asked = source if isinstance(source, _Source) else _Source(source, max_age)
         self._pages = _Pages(asked, settings, timeout, self.counters)
         if self._is_published:
-            self._pages.publish(None if source is None else _check_state(source))
+            kinds = "a Cluster, Standby, LiveCluster, StateFile, function or None as the source"
+            self._pages.publish(None if source is None else _check_state(source, kinds))
         self._lock = _PerProcess(threading.RLock)  # a signal handler may stop it within `start`
         self._loop: _Loop | None = None  # of the last start
         _encode("")  # imports json now: not while a fork or a request is under way
@@ -2488,8 +2496,8 @@ class StatusServer:
         self._pages.publish(_check_state(state))
 
     def refresh(self) -> None:
-        """Ask the source again for all that it has said. Never blocks. What was published stays; a
-        `LiveCluster` keeps what it was told for its own max_age."""
+        """Have the source asked again, with the next request for each of its answers. Never blocks.
+        What was published stays; a `LiveCluster` keeps what it was told for its own max_age."""
         self._pages.refresh()
 
     def _abandon(self) -> None:
@@ -2621,7 +2629,9 @@ def _failure_text(error: Exception) -> str:
         return "%s: %s" % (error.filename, text) if error.filename else text
     if isinstance(error, MemoryError):
         return "not enough memory for this state"
-    return error.hint_message if isinstance(error, PageError) else str(error)
+    if isinstance(error, PageError):
+        return error.hint_message + "; --cluster takes the addresses of meta servers' RPC"
+    return str(error)
 
 
 def _load_cluster(data: bytes, name: str, before: Cluster | None = None) -> Cluster:
@@ -3766,6 +3776,9 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     add("--routes", action="store_true", help="print the dispatch table")
 
 
+_ADDRESS_OPTION = 'HOST:PORT or [IPV6]:PORT, without "http://"'
+
+
 def _check_options(options: argparse.Namespace) -> None:
     """ValueError where one is wrong. --listen becomes host and port."""
     if options.role is None and not (options.dump or options.check or options.routes):
@@ -3774,6 +3787,11 @@ def _check_options(options: argparse.Namespace) -> None:
     if options.role == "replica" and sources != (None, None, None):
         refused = "--cluster, --state or --standby-of"
         raise ValueError("--role replica takes no %s: use --role meta" % refused)
+    if (options.dump or options.check) and (options.role == "replica" or options.standby_of):
+        raise ValueError("--dump and --check need the state of a cluster, which a standby or a "
+            "replica server has not")  # fmt: skip
+    if options.state == "":
+        raise _bad_value("--state", "the name of a file", "")
     if options.listen is None:
         options.listen = ":34801" if options.role == "replica" else ":34601"
     options.host, options.port = _listen_address(options.listen)
@@ -3782,7 +3800,7 @@ def _check_options(options: argparse.Namespace) -> None:
     _check_seconds(options.max_age, "--max-age")
     if options.cluster is not None:
         for address in options.cluster.split(","):
-            _check_address(address.strip(), "--cluster")
+            _check_address(address.strip(), "--cluster", _ADDRESS_OPTION)
     if options.standby_of is not None:
         _check_redirect_target(options.standby_of, _join(options.host, options.port))
 
@@ -3801,7 +3819,7 @@ def _check_redirect_target(text: str, own: str) -> None:
     """ValueError for what no client can be sent to."""
     import ipaddress
 
-    host = _check_address(text, "--standby-of").rpartition(":")[0].strip("[]")
+    host = _check_address(text, "--standby-of", _ADDRESS_OPTION).rpartition(":")[0].strip("[]")
     if text == own:
         raise ValueError("--standby-of: this server itself listens on %s; name the primary" % own)
     try:
@@ -3859,8 +3877,6 @@ def _state_text(source: Any, label: str, dump: bool) -> str:
     finally:
         if isinstance(source, LiveCluster):
             source.rest()
-    if not isinstance(state, Cluster):
-        raise ValueError("a standby or replica server has no state to check or dump")
     if dump:
         import json
 
@@ -3996,9 +4012,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see ``--help``.
 
     argv: its arguments; None for those of the process. Returns the exit code: 0 after SIGINT or
-    SIGTERM, 1 with one line on standard error when it cannot serve. Raises SystemExit: 2 for wrong
-    usage, 0 after --help and --version. To serve it has to be called in the main thread. The
-    process is then taken to end with this call: the signals and the log are not given back.
+    SIGTERM, 1 with one line on standard error when it cannot serve, or when --check or --dump finds
+    no good state. Raises SystemExit: 2 for wrong usage, 0 after --help and --version. To serve it
+    has to be called in the main thread. The process is then taken to end with this call: the
+    signals and the log are not given back.
     """
     parser = _parser()
     options = parser.parse_args(argv)

@@ -113,6 +113,12 @@ def test_garbage_is_not_published(garbage):
         assert get(server.port, "/meta/apps").status == 200
 
 
+def test_a_source_of_the_wrong_kind_is_refused_at_once():
+    kinds = "a Cluster, Standby, LiveCluster, StateFile, function or None as the source"
+    with pytest.raises(TypeError, match="^expected %s, got str$" % kinds):
+        ph.StatusServer("state.json", role="meta")
+
+
 def test_no_state_is_not_ready():
     with ph.StatusServer(role="meta") as server:
         answer = get(server.port, "/meta/apps")

@@ -76,7 +76,8 @@ def test_a_dump_of_tables_that_real_servers_take_is_a_state_file(main, tmp_path)
 def test_refused_on_the_command_line(dump_error):
     with replay.refused() as dead:
         assert dump_error(dead) == (
-            "pegasus_http: error: no meta server is reachable: %s: connection refused\n" % dead)
+            "pegasus_http: error: no meta server is reachable: %s: connection refused; "
+            "--cluster takes the addresses of meta servers' RPC\n" % dead)
 
 
 def test_cluster_that_is_not_there_yet():

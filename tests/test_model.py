@@ -201,7 +201,7 @@ ERRORS = [
     (lambda: ph.Cluster("apps"), 'apps: expected App objects, got "apps"'),
     (lambda: ph.Cluster({"t": ph.App(1, "t")}), 'apps[0]: expected an App, got "t"'),
     (lambda: ph.Cluster([(1, "t")]), "apps[0]: expected an App, got (1, 't')"),
-    (lambda: ph.Cluster(ph.App(1, "t")), "apps[0]: expected an App, got 1"),
+    (lambda: ph.Cluster(ph.App(1, "t")), "apps: expected App objects, got App("),
     (lambda: ph.Cluster([ph.App(1, "a"), ph.App(2, "b"), ph.App(1, "c")]),
      "apps[2].app_id: 1 is already used by apps[0]"),
     (lambda: ph.Cluster([ph.App(1, "a")] * 2), "apps[1].app_id: 1 is already used by apps[0]"),
