@@ -3787,9 +3787,6 @@ def _check_options(options: argparse.Namespace) -> None:
     if options.role == "replica" and sources != (None, None, None):
         refused = "--cluster, --state or --standby-of"
         raise ValueError("--role replica takes no %s: use --role meta" % refused)
-    if (options.dump or options.check) and (options.role == "replica" or options.standby_of):
-        raise ValueError("--dump and --check need the state of a cluster, which a standby or a "
-            "replica server has not")  # fmt: skip
     if options.state == "":
         raise _bad_value("--state", "the name of a file", "")
     if options.listen is None:
@@ -3803,6 +3800,9 @@ def _check_options(options: argparse.Namespace) -> None:
             _check_address(address.strip(), "--cluster", _ADDRESS_OPTION)
     if options.standby_of is not None:
         _check_redirect_target(options.standby_of, _join(options.host, options.port))
+    if (options.dump or options.check) and (options.role == "replica" or options.standby_of):
+        raise ValueError("--dump and --check need the state of a cluster, which a standby or a "
+            "replica server has not")  # fmt: skip
 
 
 def _listen_address(text: str) -> tuple[str, int]:
