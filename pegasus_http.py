@@ -447,7 +447,7 @@ class App(_Checked, _AppFields):
 
     app_id, app_name: its number and name; real servers take an empty name, too.
     partitions: an iterable of `Partition` objects by index; None when they are not known.
-    partition_count: their number; needed when `partitions` is None, otherwise that is 0.
+    partition_count: their number, for a table whose `partitions` are not known; 0 without both.
     max_replica_count: replicas a partition should have; 3 unless it is given.
     status: AVAILABLE unless it is given, or INVALID, CREATING, CREATE_FAILED, DROPPING,
         DROP_FAILED, DROPPED, RECALLING. Only AVAILABLE tables are on the list pages.
