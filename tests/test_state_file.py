@@ -29,8 +29,11 @@ def partition(**fields):
 
 
 def save(path, content):
+    """All at once, as a server may be reading it."""
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    path.write_bytes(data)
+    other = path.with_name("not yet complete")
+    other.write_bytes(data)
+    os.replace(str(other), str(path))
     return str(path)
 
 
