@@ -2630,7 +2630,7 @@ def _failure_text(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory for this state"
     if isinstance(error, PageError):
-        return error.hint_message + "; --cluster takes the addresses of meta servers' RPC"
+        return error.hint_message + "; give --cluster the RPC addresses of meta servers"
     return str(error)
 
 
@@ -3801,8 +3801,7 @@ def _check_options(options: argparse.Namespace) -> None:
     if options.standby_of is not None:
         _check_redirect_target(options.standby_of, _join(options.host, options.port))
     if (options.dump or options.check) and (options.role == "replica" or options.standby_of):
-        raise ValueError("--dump and --check need the state of a cluster, which a standby or a "
-            "replica server has not")  # fmt: skip
+        raise ValueError("--dump and --check need a cluster: a standby or replica server has none")
 
 
 def _listen_address(text: str) -> tuple[str, int]:

@@ -44,8 +44,7 @@ needs_ipv6 = pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason
 LISTEN = "--listen: expected HOST:PORT, :PORT or [IPV6]:PORT with a port from 0 to 65535, got "
 TARGET = "--standby-of: expected an address that clients can be sent to, got "
 SECONDS = "expected seconds from 0.001 to 86400, got "
-NO_STATE = ("--dump and --check need the state of a cluster, which a standby or a replica server "
-            "has not")
+NO_STATE = "--dump and --check need a cluster: a standby or replica server has none"
 ADDRESS = 'expected HOST:PORT or [IPV6]:PORT, without "http://", got '
 NO_PAGES = "--role replica takes no --cluster, --state or --standby-of: use --role meta"
 
