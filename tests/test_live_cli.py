@@ -77,7 +77,7 @@ def test_refused_on_the_command_line(dump_error):
     with replay.refused() as dead:
         assert dump_error(dead) == (
             "pegasus_http: error: no meta server is reachable: %s: connection refused; "
-            "--cluster takes the addresses of meta servers' RPC\n" % dead)
+            "give --cluster the RPC addresses of meta servers\n" % dead)
 
 
 def test_cluster_that_is_not_there_yet():
