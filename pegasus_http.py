@@ -136,14 +136,22 @@ _NO_SIGPIPE = getattr(socket, "MSG_NOSIGNAL", 0)  # a host may have the signal a
 # === 2. Checks and text ===========================================================================
 
 
-def _is_address(text: str) -> bool:
-    return len(text) <= 300 and _is_short_address(text)  # the cache keeps what it was asked about
-
-
 @functools.lru_cache(maxsize=8192)
 def _is_short_address(text: str) -> bool:
     match = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", text)
     return match is not None and 0 < int(match.group(1)) < 65536
+
+
+def _is_address(text: str) -> bool:
+    return len(text) <= 300 and _is_short_address(text)  # the cache keeps what it was asked about
+
+
+@functools.lru_cache(maxsize=None)
+def _encoder(pretty: bool = False) -> json.JSONEncoder:
+    import json  # here: 2 ms of the import of this module
+
+    style: dict[str, Any] = {"indent": 4} if pretty else {"separators": (",", ":")}
+    return json.JSONEncoder(ensure_ascii=False, **style)  # as the C++ server writes it
 
 
 def _show(value: object) -> str:
@@ -220,14 +228,6 @@ def _slices(items: Iterable[Any], length: int = _SLICE) -> Iterator[list[Any]]:
     for part in iter(lambda: list(itertools.islice(iterator, length)), []):
         yield part
         _pause_if_due()
-
-
-@functools.lru_cache(maxsize=None)
-def _encoder(pretty: bool = False) -> json.JSONEncoder:
-    import json  # here: 2 ms of the import of this module
-
-    style: dict[str, Any] = {"indent": 4} if pretty else {"separators": (",", ":")}
-    return json.JSONEncoder(ensure_ascii=False, **style)  # as the C++ server writes it
 
 
 def _encode(value: object, pretty: bool = False) -> str:
@@ -765,6 +765,18 @@ def _count_replicas(apps: Iterable[App]) -> _Counts:
     return dict(zip(names, (primaries + secondaries, primaries, secondaries)))
 
 
+def _replica_row(app: App, pidx: int, partition: Partition) -> dict[str, str]:
+    secondaries = partition.secondaries
+    live = len(secondaries) if partition.primary is None else len(secondaries) + 1
+    return {
+        "pidx": str(pidx),
+        "ballot": str(partition.ballot),
+        "replica_count": "%d/%d" % (live, app._maximum(partition)),
+        "primary": partition.primary or "-",
+        "secondaries": "[" + ",".join(secondaries) + "]",
+    }
+
+
 def _meta_app(state: _State, query: _Query, settings: _Settings) -> _Page:
     """One table; with detail, its partitions, their replicas and their health."""
     app = _find_app(_as_cluster(state), query.name)
@@ -795,37 +807,9 @@ def _meta_app(state: _State, query: _Query, settings: _Settings) -> _Page:
     }
 
 
-def _replica_row(app: App, pidx: int, partition: Partition) -> dict[str, str]:
-    secondaries = partition.secondaries
-    live = len(secondaries) if partition.primary is None else len(secondaries) + 1
-    return {
-        "pidx": str(pidx),
-        "ballot": str(partition.ballot),
-        "replica_count": "%d/%d" % (live, app._maximum(partition)),
-        "primary": partition.primary or "-",
-        "secondaries": "[" + ",".join(secondaries) + "]",
-    }
-
-
 def _meta_app_envs(state: _State, query: _Query, settings: _Settings) -> _Page:
     """One table's environment: what was set for it, by name."""
     return dict(_find_app(_as_cluster(state), query.name).envs)
-
-
-def _meta_apps(state: _State, query: _Query, settings: _Settings) -> _Page:
-    """All available tables; with detail, their health."""
-    apps = [app for app in _as_cluster(state).apps if app.status == "AVAILABLE"]
-    apps.sort(key=operator.attrgetter("app_id"))
-    page: _Page = {"general_info": (_rows(app)[0] for part in _slices(apps) for app in part)}
-    summary = {"total_app_count": str(len(apps))}
-    if query.detail and apps:
-        known = [app for app in apps if app.partitions is not None]
-        page["healthy_info"] = (_rows(app)[1] for part in _slices(known) for app in part)
-        healths = [app._health() for part in _slices(known) for app in part]
-        summary["fully_healthy_app_count"] = str(len([h for h in healths if not h[1]]))
-        for n, name in enumerate(_HEALTH[1:], 1):
-            summary[name + "_app_count"] = str(len([h for h in healths if h[n]]))
-    return {**page, "summary": summary}
 
 
 def _rows(app: App) -> Sequence[str]:
@@ -844,6 +828,22 @@ def _rows(app: App) -> Sequence[str]:
         healthy.update(zip(_HEALTH, map(str, app._health())))
         app._kept_rows = [_members({row["app_id"]: row}) for row in (general, healthy)]
     return app._kept_rows
+
+
+def _meta_apps(state: _State, query: _Query, settings: _Settings) -> _Page:
+    """All available tables; with detail, their health."""
+    apps = [app for app in _as_cluster(state).apps if app.status == "AVAILABLE"]
+    apps.sort(key=operator.attrgetter("app_id"))
+    page: _Page = {"general_info": (_rows(app)[0] for part in _slices(apps) for app in part)}
+    summary = {"total_app_count": str(len(apps))}
+    if query.detail and apps:
+        known = [app for app in apps if app.partitions is not None]
+        page["healthy_info"] = (_rows(app)[1] for part in _slices(known) for app in part)
+        healths = [app._health() for part in _slices(known) for app in part]
+        summary["fully_healthy_app_count"] = str(len([h for h in healths if not h[1]]))
+        for n, name in enumerate(_HEALTH[1:], 1):
+            summary[name + "_app_count"] = str(len([h for h in healths if h[n]]))
+    return {**page, "summary": summary}
 
 
 def _meta_nodes(state: _State, query: _Query, settings: _Settings) -> _Page:
@@ -865,18 +865,6 @@ def _meta_nodes(state: _State, query: _Query, settings: _Settings) -> _Page:
     }
 
 
-def _meta_cluster(state: _State, query: _Query, settings: _Settings) -> _Page:
-    """The cluster: meta servers, ZooKeeper, function level, balance."""
-    cluster = _as_cluster(state)
-    page = dict(zip(cluster._fields[2:10], cluster[2:10]))  # up to the deviations
-    if None in page.values():
-        replicas, primaries, _ = _count_replicas(cluster.apps).values()
-        for name, counts in zip(cluster._fields[8:10], (primaries, replicas)):
-            if page[name] is None:
-                page[name] = _stddev(cluster, counts, replicas)
-    return page if settings.flat else {"cluster_info": page}
-
-
 def _stddev(cluster: Cluster, counts: Mapping[str, int], replicas: Mapping[str, int]) -> str:
     """Of alive nodes that hold any replica; a sample (n - 1) while a dead node still counts. In the
     C++ server's order of operations: `statistics` rounds differently, and is slow to import."""
@@ -888,6 +876,18 @@ def _stddev(cluster: Cluster, counts: Mapping[str, int], replicas: Mapping[str, 
     squares = sum((count - mean) ** 2 for count in own)
     deviation = math.sqrt(squares / (len(own) - 1 if sample else len(own)))
     return "%.2f" % (math.floor((deviation + 0.005) * 100) / 100)
+
+
+def _meta_cluster(state: _State, query: _Query, settings: _Settings) -> _Page:
+    """The cluster: meta servers, ZooKeeper, function level, balance."""
+    cluster = _as_cluster(state)
+    page = dict(zip(cluster._fields[2:10], cluster[2:10]))  # up to the deviations
+    if None in page.values():
+        replicas, primaries, _ = _count_replicas(cluster.apps).values()
+        for name, counts in zip(cluster._fields[8:10], (primaries, replicas)):
+            if page[name] is None:
+                page[name] = _stddev(cluster, counts, replicas)
+    return page if settings.flat else {"cluster_info": page}
 
 
 # === 5. Routes ====================================================================================
@@ -973,34 +973,6 @@ class _PageRequest(NamedTuple):
         return ROUTES[self.path]
 
 
-def _resolve(
-    method: str, target: str, fields: Mapping[str, str], settings: _Settings
-) -> _PageRequest | None:
-    """The page that a request asks for, None for OPTIONS; PageError when it is not in order."""
-    if method not in ("GET", "HEAD", "OPTIONS", *_OTHER_METHODS):
-        raise PageError(501, "ERR_INVALID_DATA", "unknown method: " + method)
-    if method == "OPTIONS" and target == "*":  # RFC 9110, 9.3.7: about the server as a whole
-        return None
-    if method == "CONNECT" and re.fullmatch(r"[^/]+:[0-9]+", target):
-        target = "http://" + target  # RFC 9110, 9.3.6: the target is a host and a port
-    raw_path, _, raw_query = _split_target(target)[1].partition("?")
-    path = _parse_path(raw_path)
-    route = ROUTES.get(path)
-    if route is None or settings.role not in route.roles:
-        elsewhere = '"%s" is served by meta servers; this is a replica server'
-        hint = ('service not found for "%s"' if route is None else elsewhere) % path
-        raise PageError(404, "ERR_HANDLER_NOT_FOUND", hint)
-    if method == "OPTIONS":
-        return None
-    if method in _OTHER_METHODS:
-        hint = "method %s is not allowed for %s" % (method, path)
-        raise PageError(405, "ERR_HANDLER_NOT_FOUND", hint, _ALLOW)
-    query = _parse_query(raw_query, route.parameters)
-    gzip = settings.compress and _accepts("gzip", fields.get("accept-encoding", ""))
-    html = bool(route.for_people) and _accepts("text/html", fields.get("accept", ""), exact=True)
-    return _PageRequest(path, query, gzip, html)
-
-
 def _split_target(target: str) -> tuple[str, str]:
     """(authority, origin form) of a request target; the authority is "" in the usual form. That of
     the absolute form, which a server accepts too, replaces Host (RFC 9112, 3.2.2)."""
@@ -1028,6 +1000,10 @@ def _parse_path(raw: str) -> str:
     kept = re.sub("%2[Ff]", "%252F", raw)
     decoded = _unescape(kept, _bad_data, 'the path: "%s"' % raw)
     return "/" + "/".join([segment for segment in decoded.split("/") if segment])
+
+
+def _invalid(hint: str) -> PageError:
+    return PageError(400, "ERR_INVALID_PARAMETERS", hint)
 
 
 def _parse_query(raw: str, parameters: Sequence[str]) -> _Query:
@@ -1060,10 +1036,6 @@ def _parse_query(raw: str, parameters: Sequence[str]) -> _Query:
     return _Query(**values)
 
 
-def _invalid(hint: str) -> PageError:
-    return PageError(400, "ERR_INVALID_PARAMETERS", hint)
-
-
 @functools.lru_cache(maxsize=64)
 def _accepts(wanted: str, field: str, exact: bool = False) -> bool:
     """Whether an Accept or Accept-Encoding field names `wanted`, or "*" unless `exact`. RFC 9110,
@@ -1076,6 +1048,34 @@ def _accepts(wanted: str, field: str, exact: bool = False) -> bool:
         weights = [piece[2:].strip(" 0.") for piece in parameters if piece.startswith("q=")]
         named[name] = not weights or bool(weights[-1])
     return named.get(wanted, not exact and named.get("x-" + wanted, named.get("*", False)))
+
+
+def _resolve(
+    method: str, target: str, fields: Mapping[str, str], settings: _Settings
+) -> _PageRequest | None:
+    """The page that a request asks for, None for OPTIONS; PageError when it is not in order."""
+    if method not in ("GET", "HEAD", "OPTIONS", *_OTHER_METHODS):
+        raise PageError(501, "ERR_INVALID_DATA", "unknown method: " + method)
+    if method == "OPTIONS" and target == "*":  # RFC 9110, 9.3.7: about the server as a whole
+        return None
+    if method == "CONNECT" and re.fullmatch(r"[^/]+:[0-9]+", target):
+        target = "http://" + target  # RFC 9110, 9.3.6: the target is a host and a port
+    raw_path, _, raw_query = _split_target(target)[1].partition("?")
+    path = _parse_path(raw_path)
+    route = ROUTES.get(path)
+    if route is None or settings.role not in route.roles:
+        elsewhere = '"%s" is served by meta servers; this is a replica server'
+        hint = ('service not found for "%s"' if route is None else elsewhere) % path
+        raise PageError(404, "ERR_HANDLER_NOT_FOUND", hint)
+    if method == "OPTIONS":
+        return None
+    if method in _OTHER_METHODS:
+        hint = "method %s is not allowed for %s" % (method, path)
+        raise PageError(405, "ERR_HANDLER_NOT_FOUND", hint, _ALLOW)
+    query = _parse_query(raw_query, route.parameters)
+    gzip = settings.compress and _accepts("gzip", fields.get("accept-encoding", ""))
+    html = bool(route.for_people) and _accepts("text/html", fields.get("accept", ""), exact=True)
+    return _PageRequest(path, query, gzip, html)
 
 
 def _check_ready(state: _State, name: str, target: str, host: str, settings: _Settings) -> None:
@@ -1096,6 +1096,19 @@ def _check_ready(state: _State, name: str, target: str, host: str, settings: _Se
     location = "http://" + primary + quote(origin, safe="/?:@!$&'()*+,;=-._~%")
     hint = "the primary meta server is " + primary
     raise PageError(307, "ERR_FORWARD_TO_OTHERS", hint, (("Location", location),))
+
+
+@functools.lru_cache(maxsize=1)
+def _content_policy(html: str) -> str:
+    """Nothing but the page's own script and style, and requests to where it came from."""
+    import base64
+    import hashlib  # here: only browsers need it
+
+    rules = ["default-src 'none'", "connect-src 'self'", "base-uri 'none'", "form-action 'none'"]
+    for element, text in re.findall(r"(?s)<(script|style)>(.*?)</\1>", html):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        rules.append("%s-src 'sha256-%s'" % (element, digest))
+    return "; ".join([*rules, "frame-ancestors 'none'"])
 
 
 def _render(state: _State, request: _PageRequest, settings: _Settings) -> Response:
@@ -1129,17 +1142,14 @@ def _render(state: _State, request: _PageRequest, settings: _Settings) -> Respon
     return _with_length(200, content_type, headers, body)
 
 
-@functools.lru_cache(maxsize=1)
-def _content_policy(html: str) -> str:
-    """Nothing but the page's own script and style, and requests to where it came from."""
-    import base64
-    import hashlib  # here: only browsers need it
-
-    rules = ["default-src 'none'", "connect-src 'self'", "base-uri 'none'", "form-action 'none'"]
-    for element, text in re.findall(r"(?s)<(script|style)>(.*?)</\1>", html):
-        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        rules.append("%s-src 'sha256-%s'" % (element, digest))
-    return "; ".join([*rules, "frame-ancestors 'none'"])
+def _matches(field: str, etag: str, weakly: bool = False) -> bool:
+    """Whether a list of entity tags holds `etag`: RFC 9110, 13.1.1 strongly, 13.1.2 weakly. "*"
+    alone stands for any tag; a comma between quotes belongs to the tag."""
+    tag = r'(?:W/)?"[^"]*"'
+    if not re.fullmatch(r"[ \t,]*(?:%s[ \t]*(?:,[ \t,]*|$))*" % tag, field):
+        return field.strip() == "*"
+    tags = re.findall(tag, field)
+    return etag in tags or (weakly and "W/" + etag in tags)
 
 
 def _finish(response: Response, method: str, fields: Mapping[str, str]) -> Response:
@@ -1153,16 +1163,6 @@ def _finish(response: Response, method: str, fields: Mapping[str, str]) -> Respo
         kept = [pair for pair in response.headers if pair[0] not in dropped]
         return Response(304, tuple(kept), b"")
     return response._replace(body=b"") if method == "HEAD" else response
-
-
-def _matches(field: str, etag: str, weakly: bool = False) -> bool:
-    """Whether a list of entity tags holds `etag`: RFC 9110, 13.1.1 strongly, 13.1.2 weakly. "*"
-    alone stands for any tag; a comma between quotes belongs to the tag."""
-    tag = r'(?:W/)?"[^"]*"'
-    if not re.fullmatch(r"[ \t,]*(?:%s[ \t]*(?:,[ \t,]*|$))*" % tag, field):
-        return field.strip() == "*"
-    tags = re.findall(tag, field)
-    return etag in tags or (weakly and "W/" + etag in tags)
 
 
 def respond(
@@ -1222,6 +1222,20 @@ _HEAD_END = re.compile(rb"\n\r?\n")  # LF alone, too: what must not be is there 
 _format_date = functools.lru_cache(maxsize=2)(email.utils.formatdate)
 
 
+def _parse_request_line(line: bytes) -> tuple[str, str, str]:
+    """(method, target, version)."""
+    match = _REQUEST_LINE.fullmatch(line)
+    if match is None:
+        if not line.isascii():
+            raise _bad_data("the request line holds bytes that are not ASCII: percent-encode them")
+        raise _bad_data("malformed request line, expected: METHOD /path HTTP/1.1")
+    method, target, major, minor = (part.decode("ascii") for part in match.groups())
+    if major != "1":
+        raise _bad_data("unsupported version HTTP/%s.%s, expected HTTP/1.1" % (major, minor), 505)
+    # RFC 9110, 2.5: a higher minor version is served as the highest that is known
+    return method, target, "HTTP/1.0" if minor == "0" else "HTTP/1.1"
+
+
 def _head_end(buffer: bytes, scanned: int) -> int:
     """Where the head ends (behind its blank line), or -1; the first `scanned` bytes hold no end.
 
@@ -1239,20 +1253,6 @@ def _head_end(buffer: bytes, scanned: int) -> int:
     if (len(buffer) + 1 if match is None else match.end()) > _MAX_HEAD:
         raise _bad_data("the header section is longer than %d bytes" % _MAX_HEAD, 431)
     return -1 if match is None else match.end()
-
-
-def _parse_request_line(line: bytes) -> tuple[str, str, str]:
-    """(method, target, version)."""
-    match = _REQUEST_LINE.fullmatch(line)
-    if match is None:
-        if not line.isascii():
-            raise _bad_data("the request line holds bytes that are not ASCII: percent-encode them")
-        raise _bad_data("malformed request line, expected: METHOD /path HTTP/1.1")
-    method, target, major, minor = (part.decode("ascii") for part in match.groups())
-    if major != "1":
-        raise _bad_data("unsupported version HTTP/%s.%s, expected HTTP/1.1" % (major, minor), 505)
-    # RFC 9110, 2.5: a higher minor version is served as the highest that is known
-    return method, target, "HTTP/1.0" if minor == "0" else "HTTP/1.1"
 
 
 def _parse_head(head: bytes) -> tuple[str, str, str, dict[str, str]]:
@@ -2545,6 +2545,130 @@ _TEXT_FIELDS = {
 }
 
 
+def _failure_text(error: Exception) -> str:
+    """One sentence, without Python's "[Errno 2]"."""
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror[:1].lower() + error.strerror[1:]
+        return "%s: %s" % (error.filename, text) if error.filename else text
+    if isinstance(error, MemoryError):
+        return "not enough memory for this state"
+    if isinstance(error, PageError):
+        return error.hint_message + "; give --cluster the RPC addresses of meta servers"
+    return str(error)
+
+
+def _object(
+    value: Any, where: str, fields: Iterable[str], needed: int = 0, unshown: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A JSON object with `fields`, at least the first `needed`; `unshown` ones are left out."""
+    if not isinstance(value, dict):
+        raise _bad_value(where, "an object", value)
+    if None in value:
+        raise ValueError("%s: %s appears twice" % (where, _show(value[None])))
+    known = dict.fromkeys((*fields, *unshown))
+    for name in value:
+        if name not in known:
+            unknown = (where, _show(name), ", ".join(known))
+            raise ValueError("%s: unknown field %s, expected one of %s" % unknown)
+    for name in itertools.islice(known, needed):
+        if name not in value:
+            raise ValueError("%s: %s is missing" % (where, _encode(name)))
+    return {name: item for name, item in value.items() if name not in unshown}
+
+
+def _items(value: object, where: str) -> Iterator[tuple[Any, str]]:
+    """The items of a JSON list, each with its place."""
+    if not isinstance(value, list):
+        raise _bad_value(where, "a list", value)
+    for n, item in enumerate(value):
+        _pause_if_due()
+        yield item, "%s[%d]" % (where, n)
+
+
+def _partitions_from_json(rows: object, where: str) -> tuple[Partition, ...]:
+    partitions = []
+    for row, place in _items(rows, where):
+        fields = _object(row, place, Partition._fields, 0, _UNSHOWN_OF_PARTITION)
+        secondaries = _items(fields.get("secondaries", []), place + ".secondaries")
+        fields["secondaries"] = tuple([address for address, _ in secondaries])
+        partitions.append(_check_partition(Partition(**fields), place))
+    return tuple(partitions)
+
+
+# Strategy: `json` calls a function written in Python for each object, so that the interpreter lock
+# changes hands. That function cannot know the place of its object. So a name that appears twice is
+# kept under None, which is nobody's name, until `_object` knows the place. And partitions are made
+# at once, where nothing is wrong with them: a million dictionaries and lists of a large file would
+# stop all threads for 0.4 s (measured) whenever the garbage collector goes through them. It would
+# still be 80 ms if those of unchanged tables, which are `known`, were there twice.
+def _pairs_to_object(known: Mapping[Any, Any], pairs: list[tuple[str, Any]]) -> dict[Any, Any]:
+    _pause_if_due()
+    members: dict[Any, Any] = dict(pairs)
+    if len(members) < len(pairs):
+        members[None] = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
+    if isinstance(members.get("partitions"), list):
+        with contextlib.suppress(ValueError):  # to be told with its place, by `_app_from_json`
+            partitions = _partitions_from_json(members["partitions"], "")
+            members["partitions"] = known.get(partitions, partitions)
+    return members
+
+
+def _app_from_json(value: object, where: str) -> App:
+    fields = _object(value, where, App._fields, 2, _UNSHOWN_OF_APP)
+    rows, envs = fields.get("partitions"), fields.get("envs", {})
+    if rows is not None and not isinstance(rows, tuple):
+        fields["partitions"] = _partitions_from_json(rows, where + ".partitions")
+    fields["envs"] = _object(envs, where + ".envs", envs or ())
+    try:
+        return App(**fields)
+    except ValueError as error:
+        raise ValueError("%s.%s" % (where, error)) from None
+
+
+def _cluster_from_json(value: object, known: Mapping[int, App]) -> Cluster:
+    top = _object(value, "top level", ("apps", "nodes", *_TEXT_FIELDS), 2)
+    apps = [_app_from_json(*item) for item in _items(top["apps"], "apps")]
+    apps = [known[app.app_id] if known.get(app.app_id) == app else app for app in apps]
+    nodes = [Node(**_object(*item, Node._fields, 2)) for item in _items(top["nodes"], "nodes")]
+    texts = {}
+    for part, fields in _TEXT_FIELDS.items():
+        for name, text in _object(top.get(part, {}), part, fields).items():
+            texts[fields[name]] = _check_text(text, "%s.%s" % (part, name))
+    return Cluster(apps, nodes, **texts)
+
+
+def _load_cluster(data: bytes, name: str, before: Cluster | None = None) -> Cluster:
+    """ValueError, with `name` and the place, for all that is not a cluster. Tables that are as they
+    were `before` are the same objects again, with what was computed of them."""
+    import json
+
+    known = [] if before is None else before.apps
+    partitions = {app.partitions: app.partitions for part in _slices(known) for app in part}
+    try:
+        if len(data) > _STATE_BYTES:
+            raise ValueError("larger than %d bytes, the most that is read" % _STATE_BYTES)
+        if not data or data.isspace():
+            raise ValueError("empty; --dump prints what belongs there")
+        value = json.loads(
+            data.decode().lstrip("\ufeff"),  # a byte order mark is fine
+            object_pairs_hook=functools.partial(_pairs_to_object, partitions),
+        )
+        return _cluster_from_json(value, {app.app_id: app for app in known})
+    except RecursionError:
+        fault = "nested too deeply to be a state"
+    except UnicodeDecodeError as error:
+        byte = (error.start + 1, data[error.start])
+        fault = "not UTF-8: byte %d is 0x%02x; save it as UTF-8" % byte
+    except json.JSONDecodeError as error:
+        problem = re.sub("( starting)? at$|: *$", "", error.msg).lower()
+        found = error.doc[error.pos : error.pos + 1]
+        place = (error.lineno, error.colno, problem, _show(found) if found else "the end")
+        fault = ("not JSON: line %d, column %d: %s at %s" % place).replace("expecting", "expected")
+    except ValueError as error:
+        fault = str(error)
+    raise ValueError("%s: %s" % (name, fault))
+
+
 class StateFile(_Source):
     """A source, and a zero-argument callable: the `Cluster` in a file, read anew when it changes.
 
@@ -2620,130 +2744,6 @@ class StateFile(_Source):
         if text and text != before:
             kept = "no good state yet" if self._cluster is None else "keeping the last good state"
             _warn("%s: %s" % (kept, text))
-
-
-def _failure_text(error: Exception) -> str:
-    """One sentence, without Python's "[Errno 2]"."""
-    if isinstance(error, OSError) and error.strerror:
-        text = error.strerror[:1].lower() + error.strerror[1:]
-        return "%s: %s" % (error.filename, text) if error.filename else text
-    if isinstance(error, MemoryError):
-        return "not enough memory for this state"
-    if isinstance(error, PageError):
-        return error.hint_message + "; give --cluster the RPC addresses of meta servers"
-    return str(error)
-
-
-def _load_cluster(data: bytes, name: str, before: Cluster | None = None) -> Cluster:
-    """ValueError, with `name` and the place, for all that is not a cluster. Tables that are as they
-    were `before` are the same objects again, with what was computed of them."""
-    import json
-
-    known = [] if before is None else before.apps
-    partitions = {app.partitions: app.partitions for part in _slices(known) for app in part}
-    try:
-        if len(data) > _STATE_BYTES:
-            raise ValueError("larger than %d bytes, the most that is read" % _STATE_BYTES)
-        if not data or data.isspace():
-            raise ValueError("empty; --dump prints what belongs there")
-        value = json.loads(
-            data.decode().lstrip("\ufeff"),  # a byte order mark is fine
-            object_pairs_hook=functools.partial(_pairs_to_object, partitions),
-        )
-        return _cluster_from_json(value, {app.app_id: app for app in known})
-    except RecursionError:
-        fault = "nested too deeply to be a state"
-    except UnicodeDecodeError as error:
-        byte = (error.start + 1, data[error.start])
-        fault = "not UTF-8: byte %d is 0x%02x; save it as UTF-8" % byte
-    except json.JSONDecodeError as error:
-        problem = re.sub("( starting)? at$|: *$", "", error.msg).lower()
-        found = error.doc[error.pos : error.pos + 1]
-        place = (error.lineno, error.colno, problem, _show(found) if found else "the end")
-        fault = ("not JSON: line %d, column %d: %s at %s" % place).replace("expecting", "expected")
-    except ValueError as error:
-        fault = str(error)
-    raise ValueError("%s: %s" % (name, fault))
-
-
-# Strategy: `json` calls a function written in Python for each object, so that the interpreter lock
-# changes hands. That function cannot know the place of its object. So a name that appears twice is
-# kept under None, which is nobody's name, until `_object` knows the place. And partitions are made
-# at once, where nothing is wrong with them: a million dictionaries and lists of a large file would
-# stop all threads for 0.4 s (measured) whenever the garbage collector goes through them. It would
-# still be 80 ms if those of unchanged tables, which are `known`, were there twice.
-def _pairs_to_object(known: Mapping[Any, Any], pairs: list[tuple[str, Any]]) -> dict[Any, Any]:
-    _pause_if_due()
-    members: dict[Any, Any] = dict(pairs)
-    if len(members) < len(pairs):
-        members[None] = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
-    if isinstance(members.get("partitions"), list):
-        with contextlib.suppress(ValueError):  # to be told with its place, by `_app_from_json`
-            partitions = _partitions_from_json(members["partitions"], "")
-            members["partitions"] = known.get(partitions, partitions)
-    return members
-
-
-def _object(
-    value: Any, where: str, fields: Iterable[str], needed: int = 0, unshown: Sequence[str] = ()
-) -> dict[str, Any]:
-    """A JSON object with `fields`, at least the first `needed`; `unshown` ones are left out."""
-    if not isinstance(value, dict):
-        raise _bad_value(where, "an object", value)
-    if None in value:
-        raise ValueError("%s: %s appears twice" % (where, _show(value[None])))
-    known = dict.fromkeys((*fields, *unshown))
-    for name in value:
-        if name not in known:
-            unknown = (where, _show(name), ", ".join(known))
-            raise ValueError("%s: unknown field %s, expected one of %s" % unknown)
-    for name in itertools.islice(known, needed):
-        if name not in value:
-            raise ValueError("%s: %s is missing" % (where, _encode(name)))
-    return {name: item for name, item in value.items() if name not in unshown}
-
-
-def _items(value: object, where: str) -> Iterator[tuple[Any, str]]:
-    """The items of a JSON list, each with its place."""
-    if not isinstance(value, list):
-        raise _bad_value(where, "a list", value)
-    for n, item in enumerate(value):
-        _pause_if_due()
-        yield item, "%s[%d]" % (where, n)
-
-
-def _cluster_from_json(value: object, known: Mapping[int, App]) -> Cluster:
-    top = _object(value, "top level", ("apps", "nodes", *_TEXT_FIELDS), 2)
-    apps = [_app_from_json(*item) for item in _items(top["apps"], "apps")]
-    apps = [known[app.app_id] if known.get(app.app_id) == app else app for app in apps]
-    nodes = [Node(**_object(*item, Node._fields, 2)) for item in _items(top["nodes"], "nodes")]
-    texts = {}
-    for part, fields in _TEXT_FIELDS.items():
-        for name, text in _object(top.get(part, {}), part, fields).items():
-            texts[fields[name]] = _check_text(text, "%s.%s" % (part, name))
-    return Cluster(apps, nodes, **texts)
-
-
-def _app_from_json(value: object, where: str) -> App:
-    fields = _object(value, where, App._fields, 2, _UNSHOWN_OF_APP)
-    rows, envs = fields.get("partitions"), fields.get("envs", {})
-    if rows is not None and not isinstance(rows, tuple):
-        fields["partitions"] = _partitions_from_json(rows, where + ".partitions")
-    fields["envs"] = _object(envs, where + ".envs", envs or ())
-    try:
-        return App(**fields)
-    except ValueError as error:
-        raise ValueError("%s.%s" % (where, error)) from None
-
-
-def _partitions_from_json(rows: object, where: str) -> tuple[Partition, ...]:
-    partitions = []
-    for row, place in _items(rows, where):
-        fields = _object(row, place, Partition._fields, 0, _UNSHOWN_OF_PARTITION)
-        secondaries = _items(fields.get("secondaries", []), place + ".secondaries")
-        fields["secondaries"] = tuple([address for address, _ in secondaries])
-        partitions.append(_check_partition(Partition(**fields), place))
-    return tuple(partitions)
 
 
 def _cluster_to_json(cluster: Cluster) -> dict[str, Any]:
@@ -3209,6 +3209,21 @@ class _Channel:
             self._buffer += data
 
 
+def _explain(troubles: Mapping[str, Exception]) -> PageError:
+    """One error out of what each server said, the most telling kind first."""
+    each = []
+    for name, error in troubles.items():
+        reason = getattr(error, "strerror", None)  # of an OSError
+        each.append("%s: %s" % (name, reason.lower() if reason else error))
+    said, kinds = "; ".join(each), {type(error) for error in troubles.values()}
+    if _Refused in kinds:
+        hint = "no primary meta server answers: " + said
+        return PageError(503, "ERR_SERVICE_NOT_ACTIVE", hint, _RETRY_AFTER)
+    if socket.timeout in kinds:
+        return PageError(504, "ERR_TIMEOUT", "no meta server answered in time: " + said)
+    return PageError(502, "ERR_NETWORK_FAILURE", "no meta server is reachable: " + said)
+
+
 class _Primary:
     """The way to the primary meta server.
 
@@ -3313,21 +3328,6 @@ class _Primary:
             if kept is None:
                 raise
             self._try(address, work, first_by, deadline)
-
-
-def _explain(troubles: Mapping[str, Exception]) -> PageError:
-    """One error out of what each server said, the most telling kind first."""
-    each = []
-    for name, error in troubles.items():
-        reason = getattr(error, "strerror", None)  # of an OSError
-        each.append("%s: %s" % (name, reason.lower() if reason else error))
-    said, kinds = "; ".join(each), {type(error) for error in troubles.values()}
-    if _Refused in kinds:
-        hint = "no primary meta server answers: " + said
-        return PageError(503, "ERR_SERVICE_NOT_ACTIVE", hint, _RETRY_AFTER)
-    if socket.timeout in kinds:
-        return PageError(504, "ERR_TIMEOUT", "no meta server answered in time: " + said)
-    return PageError(502, "ERR_NETWORK_FAILURE", "no meta server is reachable: " + said)
 
 
 # --- the cluster that is kept --------------------------------------------------------------------
@@ -3725,6 +3725,27 @@ ROUTES["/"] = ROUTES["/"]._replace(for_people=_OVERVIEW)  # without this room br
 # === 14. Command line =============================================================================
 
 
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    add_group = parser.add_argument_group
+    group = add_group("source of the meta pages", "one of these; none: a built-in sample")
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--cluster", metavar="H:P[,H:P...]", help="meta servers of a running cluster")
+    add("--state", metavar="FILE",
+        help="a saved state, read again when it changes; - for standard input, "
+        "read once")  # fmt: skip
+    add("--standby-of", metavar="H:P", help="be a standby that redirects to this primary")
+    group.add_argument("--max-age", metavar="S", type=float, default=1.0,
+        help="seconds before a source is asked again (default %(default)s)")  # fmt: skip
+    group.add_argument("--timeout", metavar="S", type=float, default=5.0,
+        help="seconds a page waits for its source (default %(default)s)")  # fmt: skip
+    group = add_group("instead of serving", "one of these")
+    group.add_argument("--version", action="version", version="pegasus_http " + __version__)
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--dump", action="store_true", help="print the state as JSON, for --state")
+    add("--check", action="store_true", help="exit 0 if the source gives a good state, else 1")
+    add("--routes", action="store_true", help="print the dispatch table")
+
+
 def _parser() -> argparse.ArgumentParser:
     import argparse
 
@@ -3755,28 +3776,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_sources(parser: argparse.ArgumentParser) -> None:
-    add_group = parser.add_argument_group
-    group = add_group("source of the meta pages", "one of these; none: a built-in sample")
-    add = group.add_mutually_exclusive_group().add_argument
-    add("--cluster", metavar="H:P[,H:P...]", help="meta servers of a running cluster")
-    add("--state", metavar="FILE",
-        help="a saved state, read again when it changes; - for standard input, "
-        "read once")  # fmt: skip
-    add("--standby-of", metavar="H:P", help="be a standby that redirects to this primary")
-    group.add_argument("--max-age", metavar="S", type=float, default=1.0,
-        help="seconds before a source is asked again (default %(default)s)")  # fmt: skip
-    group.add_argument("--timeout", metavar="S", type=float, default=5.0,
-        help="seconds a page waits for its source (default %(default)s)")  # fmt: skip
-    group = add_group("instead of serving", "one of these")
-    group.add_argument("--version", action="version", version="pegasus_http " + __version__)
-    add = group.add_mutually_exclusive_group().add_argument
-    add("--dump", action="store_true", help="print the state as JSON, for --state")
-    add("--check", action="store_true", help="exit 0 if the source gives a good state, else 1")
-    add("--routes", action="store_true", help="print the dispatch table")
+def _listen_address(text: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([^\s:/@\[\]]*)):([0-9]{1,5})", text)
+    if match is not None and int(match.group(3)) < 65536:
+        return match.group(1) or match.group(2) or "127.0.0.1", int(match.group(3))
+    expected = "HOST:PORT, :PORT or [IPV6]:PORT with a port from 0 to 65535"
+    if text.count(":") > 1 and re.fullmatch(r"\[?[0-9A-Fa-f:.]+\]?", text):
+        expected = "[%s]:PORT" % text.strip("[]")
+    raise _bad_value("--listen", expected, text)
 
 
 _ADDRESS_OPTION = 'HOST:PORT or [IPV6]:PORT, without "http://"'
+
+
+def _check_redirect_target(text: str, own: str) -> None:
+    """ValueError for what no client can be sent to."""
+    import ipaddress
+
+    host = _check_address(text, "--standby-of", _ADDRESS_OPTION).rpartition(":")[0].strip("[]")
+    if text == own:
+        raise ValueError("--standby-of: this server itself listens on %s; name the primary" % own)
+    try:
+        ip = ipaddress.ip_address(host)
+        is_bad = ip.is_unspecified or ip.is_multicast or (ip.version == 4 and ip.is_reserved)
+    except ValueError:  # a name, unless it looks like a number
+        is_bad = re.fullmatch(r"[0-9.]+|.*:.*", host) is not None
+    if is_bad:
+        raise _bad_value("--standby-of", "an address that clients can be sent to", text)
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -3802,32 +3828,6 @@ def _check_options(options: argparse.Namespace) -> None:
         _check_redirect_target(options.standby_of, _join(options.host, options.port))
     if (options.dump or options.check) and (options.role == "replica" or options.standby_of):
         raise ValueError("--dump and --check need a cluster: a standby or replica server has none")
-
-
-def _listen_address(text: str) -> tuple[str, int]:
-    match = re.fullmatch(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([^\s:/@\[\]]*)):([0-9]{1,5})", text)
-    if match is not None and int(match.group(3)) < 65536:
-        return match.group(1) or match.group(2) or "127.0.0.1", int(match.group(3))
-    expected = "HOST:PORT, :PORT or [IPV6]:PORT with a port from 0 to 65535"
-    if text.count(":") > 1 and re.fullmatch(r"\[?[0-9A-Fa-f:.]+\]?", text):
-        expected = "[%s]:PORT" % text.strip("[]")
-    raise _bad_value("--listen", expected, text)
-
-
-def _check_redirect_target(text: str, own: str) -> None:
-    """ValueError for what no client can be sent to."""
-    import ipaddress
-
-    host = _check_address(text, "--standby-of", _ADDRESS_OPTION).rpartition(":")[0].strip("[]")
-    if text == own:
-        raise ValueError("--standby-of: this server itself listens on %s; name the primary" % own)
-    try:
-        ip = ipaddress.ip_address(host)
-        is_bad = ip.is_unspecified or ip.is_multicast or (ip.version == 4 and ip.is_reserved)
-    except ValueError:  # a name, unless it looks like a number
-        is_bad = re.fullmatch(r"[0-9.]+|.*:.*", host) is not None
-    if is_bad:
-        raise _bad_value("--standby-of", "an address that clients can be sent to", text)
 
 
 def _print(text: str, stream: Any) -> None:
@@ -3942,6 +3942,33 @@ def _set_up_log(level: str) -> None:
     _logger(".access").setLevel("INFO")  # a server says nothing there unless it is told to
 
 
+def _warn_if_unreachable(state: _State) -> None:
+    if isinstance(state, PageError):
+        _logger().warning("%s; serving, and asking again with the next request", state.hint_message)
+
+
+_LISTEN_HINTS = {
+    0: "the host name does not resolve; 0.0.0.0 stands for all addresses of this machine",
+    errno.EADDRINUSE: "the port is in use, or was a moment ago; end what uses it, or take a free "
+    "one with port 0",
+    errno.EACCES: "no permission; take a port from 1024 up",
+    errno.EADDRNOTAVAIL: "not an address of this machine; 0.0.0.0 stands for all that it has",
+    errno.EMFILE: "no file descriptor is left; raise the limit (ulimit -n)",
+}
+
+
+def _started(server: StatusServer) -> StatusServer:
+    """The server; ValueError with a hint when it cannot listen."""
+    try:
+        server.start()
+    except (OSError, UnicodeError) as error:
+        # The resolver's own numbers are below 0; a label of a bad length has none at all.
+        number = max(getattr(error, "errno", None) or 0, 0)
+        hint = _LISTEN_HINTS.get(number) or os.strerror(number).lower()
+        raise ValueError("cannot listen on %s: %s" % (server.url[7:], hint)) from None
+    return server
+
+
 def _serve(options: argparse.Namespace, source: Any, label: str) -> None:
     import signal
 
@@ -3978,33 +4005,6 @@ def _serve(options: argparse.Namespace, source: Any, label: str) -> None:
                 _logger().warning("SIGHUP is ignored: only --state FILE can be read again")
     for number in signals:  # one more must not kill the interpreter while it shuts down
         signal.signal(number, signal.SIG_IGN)
-
-
-def _started(server: StatusServer) -> StatusServer:
-    """The server; ValueError with a hint when it cannot listen."""
-    try:
-        server.start()
-    except (OSError, UnicodeError) as error:
-        # The resolver's own numbers are below 0; a label of a bad length has none at all.
-        number = max(getattr(error, "errno", None) or 0, 0)
-        hint = _LISTEN_HINTS.get(number) or os.strerror(number).lower()
-        raise ValueError("cannot listen on %s: %s" % (server.url[7:], hint)) from None
-    return server
-
-
-_LISTEN_HINTS = {
-    0: "the host name does not resolve; 0.0.0.0 stands for all addresses of this machine",
-    errno.EADDRINUSE: "the port is in use, or was a moment ago; end what uses it, or take a free "
-    "one with port 0",
-    errno.EACCES: "no permission; take a port from 1024 up",
-    errno.EADDRNOTAVAIL: "not an address of this machine; 0.0.0.0 stands for all that it has",
-    errno.EMFILE: "no file descriptor is left; raise the limit (ulimit -n)",
-}
-
-
-def _warn_if_unreachable(state: _State) -> None:
-    if isinstance(state, PageError):
-        _logger().warning("%s; serving, and asking again with the next request", state.hint_message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
