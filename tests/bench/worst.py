@@ -99,7 +99,7 @@ class Attacker:
     def __init__(self, attack, port, path):
         self.attack, self.port, self.path = attack, port, path
         self.answers = self.lost = 0
-        self.lock, self.ending = threading.Lock(), threading.Event()
+        self.lock, self.begun, self.ending = threading.Lock(), threading.Event(), threading.Event()
 
     def run(self):
         work = [(self.ask, number) for number in range(self.attack.clients)]
@@ -107,9 +107,10 @@ class Attacker:
             work.append((self.write, state_files(self.attack)))
         threads = [threading.Thread(target=call, args=(argument,), daemon=True)
                    for call, argument in work]
-        print("ready", flush=True)
         for thread in threads:
             thread.start()
+        self.begun.wait(60)  # the attack is under way with its first answer
+        print("ready", flush=True)
         os.read(0, 1)  # until this process is to end
         self.ending.set()
         print("answers %d %d" % (self.answers, self.lost), flush=True)
@@ -121,7 +122,8 @@ class Attacker:
                     socket.create_connection(("127.0.0.1", self.port), 60) as connection:
                 for batch in every:
                     connection.sendall(b"".join(batch))
-                    self.count(answered(connection, len(batch), self.attack.method))
+                    for answers in answered(connection, len(batch), self.attack.method):
+                        self.count(answers)
             with self.lock:
                 self.lost += 1
             self.ending.wait(0.01)
@@ -129,6 +131,7 @@ class Attacker:
     def count(self, answers):
         with self.lock:
             self.answers += answers
+        self.begun.set()
         if self.ending.is_set() or not answers:
             raise OSError("the end")
 
@@ -141,18 +144,17 @@ class Attacker:
 
 
 def answered(connection, count, method):
-    """Read so many answers; how many came before the server closed."""
+    """Read so many answers; yields how many came with each piece, 0 when the server has closed."""
     if method != "HEAD":
-        return int(load.receive(connection).startswith(b"HTTP/1.1 200"))
-    data, found = b"", 0
-    while found < count:
+        yield int(load.receive(connection).startswith(b"HTTP/1.1 200"))
+        return
+    data, left = b"", count
+    while left > 0:
         piece = connection.recv(1 << 16)
-        if not piece:
-            break
-        data += piece
-        found += data.count(b"\r\n\r\n")
-        data = data[data.rfind(b"\r\n\r\n") + 4:] if b"\r\n\r\n" in data else data
-    return found
+        *whole, data = (data + piece).split(b"\r\n\r\n")
+        if whole or not piece:
+            yield len(whole)
+        left -= len(whole)
 
 
 def state_files(attack):
