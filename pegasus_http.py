@@ -506,6 +506,13 @@ class App(_Checked, _AppFields):
         return self._kept_health
 
 
+def _with_known(apps: Iterable[App], before: Iterable[App]) -> list[App]:
+    """The tables; those that are as they were `before` as the same objects, with what pages have
+    computed of them."""
+    known = {app.app_id: app for app in before}
+    return [known[app.app_id] if known.get(app.app_id) == app else app for app in apps]
+
+
 class Node(NamedTuple):
     """One replica server. address: "host:port"; status: ALIVE or UNALIVE. Checked by `Cluster`."""
 
@@ -675,6 +682,18 @@ class _Settings(NamedTuple):
     address: str
 
 
+_ROLES = ("meta", "replica")
+
+
+def _checked_settings(
+    role: str, version: str | None, git_commit: str | None, flat: bool, compress: bool
+) -> _Settings:
+    _check_choice(role, "role", _ROLES)
+    _check_text("" if version is None else version, "version")
+    _check_text("" if git_commit is None else git_commit, "git_commit")
+    return _Settings(role, version, git_commit, flat, compress, "")
+
+
 class _Query(NamedTuple):
     """The parameters of a request, decoded and checked."""
 
@@ -691,7 +710,7 @@ def _index(state: _State, query: _Query, settings: _Settings) -> _Page:
         if route.listed and settings.role in route.roles:
             usage = "".join(["[&%s]" % name for name in route.parameters])
             usage = re.sub(r"^\[&", "[", usage.replace("[&name]", "name=<app_name>"))
-            page[path] = ". ".join(filter(None, [usage, _help(route)]))
+            page[path] = ". ".join(filter(None, [usage, route.help]))
     return page
 
 
@@ -909,8 +928,11 @@ class _Route(NamedTuple):
     listed: bool = True
     for_people: str = ""
 
+    @property
+    def help(self) -> str:
+        """First line of the page's docstring; none is left under -OO."""
+        return (self.page.__doc__ or "").partition("\n")[0]
 
-_ROLES = ("meta", "replica")
 
 #: The path-dispatch table: path -> `_Route`. 404, 405, OPTIONS, `/` and --routes come from it.
 ROUTES: dict[str, _Route] = {
@@ -931,11 +953,6 @@ _ALLOW = (("Allow", "GET, HEAD, OPTIONS"),)
 _OTHER_METHODS = ("POST", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT")  # known, never allowed
 _NO_STORE = (("Cache-Control", "no-store"),)
 _NO_SNIFF = (("X-Content-Type-Options", "nosniff"),)
-
-
-def _help(route: _Route) -> str:
-    """First line of the page's docstring; none is left under -OO."""
-    return (route.page.__doc__ or "").partition("\n")[0]
 
 
 class Response(NamedTuple):
@@ -1190,14 +1207,11 @@ def respond(
     """
     if state is not None and not isinstance(state, (Cluster, Standby, PageError)):
         raise TypeError("state: expected a Cluster, Standby, PageError or None, got " + repr(state))
-    _check_choice(role, "role", _ROLES)
-    _check_text("" if version is None else version, "version")
-    _check_text("" if git_commit is None else git_commit, "git_commit")
+    settings = _checked_settings(role, version, git_commit, flat, compress)
     fields: dict[str, str] = {}
     for name, value in headers.items() if isinstance(headers, Mapping) else headers:
         name = name.lower()  # RFC 9110, 5.2: lines of one name form one list
         fields[name] = fields[name] + ", " + value if name in fields else value
-    settings = _Settings(role, version, git_commit, flat, compress, "")
     try:
         request = _resolve(method, target, fields, settings)
         if request is None:
@@ -2329,7 +2343,12 @@ _STARTED: weakref.WeakSet[StatusServer] = weakref.WeakSet()
 def _hook_forks() -> None:
     """A child would hold the port and every connection open for as long as it lives. Once, at the
     first start: the hook cannot be taken back."""
-    os.register_at_fork(after_in_child=lambda: [*map(StatusServer._abandon, _STARTED)])
+
+    def abandon() -> None:
+        for server in _STARTED:
+            server._abandon()
+
+    os.register_at_fork(after_in_child=abandon)
 
 
 class StatusServer:
@@ -2375,18 +2394,15 @@ class StatusServer:
         access_log: bool = False,
     ) -> None:
         """Keep the settings."""
-        _check_choice(role, "role", _ROLES)
+        settings = _checked_settings(role, version, git_commit, flat, compress)
         if not _check_text(host, "host"):
             raise _bad_value("host", 'an address such as "127.0.0.1" or "0.0.0.0"', host)
         _check_count(port, "port", 65535)
         _check_seconds(timeout, "timeout", 0.001)
         _check_seconds(max_age, "max_age")
         _check_count(1 if max_connections is None else max_connections, "max_connections", least=1)
-        _check_text("" if version is None else version, "version")
-        _check_text("" if git_commit is None else git_commit, "git_commit")
         self._host, self._port, self._max_connections = host, port, max_connections
         self._access_log, self.counters = access_log, _Counters()
-        settings = _Settings(role, version, git_commit, flat, compress, "")
         self._is_published = not callable(source)
         asked = source if isinstance(source, _Source) else _Source(source, max_age)
         self._pages = _Pages(asked, settings, timeout, self.counters)
@@ -2625,25 +2641,23 @@ def _app_from_json(value: object, where: str) -> App:
         raise ValueError("%s.%s" % (where, error)) from None
 
 
-def _cluster_from_json(value: object, known: Mapping[int, App]) -> Cluster:
+def _cluster_from_json(value: object, before: Sequence[App]) -> Cluster:
     top = _object(value, "top level", ("apps", "nodes", *_TEXT_FIELDS), 2)
     apps = [_app_from_json(*item) for item in _items(top["apps"], "apps")]
-    apps = [known[app.app_id] if known.get(app.app_id) == app else app for app in apps]
     nodes = [Node(**_object(*item, Node._fields, 2)) for item in _items(top["nodes"], "nodes")]
     texts = {}
     for part, fields in _TEXT_FIELDS.items():
         for name, text in _object(top.get(part, {}), part, fields).items():
             texts[fields[name]] = _check_text(text, "%s.%s" % (part, name))
-    return Cluster(apps, nodes, **texts)
+    return Cluster(_with_known(apps, before), nodes, **texts)
 
 
-def _load_cluster(data: bytes, name: str, before: Cluster | None = None) -> Cluster:
-    """ValueError, with `name` and the place, for all that is not a cluster. Tables that are as they
-    were `before` are the same objects again, with what was computed of them."""
+def _load_cluster(data: bytes, name: str, before: Sequence[App] = ()) -> Cluster:
+    """ValueError, with `name` and the place, for all that is not a cluster. before: the tables that
+    were read last."""
     import json
 
-    known = [] if before is None else before.apps
-    partitions = {app.partitions: app.partitions for part in _slices(known) for app in part}
+    known = {app.partitions: app.partitions for part in _slices(before) for app in part}
     try:
         if len(data) > _STATE_BYTES:
             raise ValueError("larger than %d bytes, the most that is read" % _STATE_BYTES)
@@ -2651,9 +2665,9 @@ def _load_cluster(data: bytes, name: str, before: Cluster | None = None) -> Clus
             raise ValueError("empty; --dump prints what belongs there")
         value = json.loads(
             data.decode().lstrip("\ufeff"),  # a byte order mark is fine
-            object_pairs_hook=functools.partial(_pairs_to_object, partitions),
+            object_pairs_hook=functools.partial(_pairs_to_object, known),
         )
-        return _cluster_from_json(value, {app.app_id: app for app in known})
+        return _cluster_from_json(value, before)
     except RecursionError:
         fault = "nested too deeply to be a state"
     except UnicodeDecodeError as error:
@@ -2728,7 +2742,8 @@ class StateFile(_Source):
                 # The file may have been replaced since; an ordinary open of a FIFO would wait.
                 with open(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
                     data = file.read(_STATE_BYTES + 1) or b""
-                self._cluster = _load_cluster(data, self._path, self._cluster)
+                before = () if self._cluster is None else self._cluster.apps
+                self._cluster = _load_cluster(data, self._path, before)
                 self._fault = ""
         except (OSError, MemoryError) as error:
             self._signature = None  # nothing was parsed, or another time there is more memory
@@ -2803,6 +2818,8 @@ def _left(deadline: float) -> float:
     return left
 
 
+# Bytes of a value, by the number of its type. 3: byte, 4: double, 6: i16; 0: a text has its own.
+_SIZES = {2: 1, 3: 1, 4: 8, 6: 2, 8: 4, 10: 8, 11: 0}
 _INT, _LONG, _LIST_HEAD = struct.Struct(">i"), struct.Struct(">q"), struct.Struct(">bi")
 
 
@@ -2915,7 +2932,6 @@ def _struct(**types: _Type) -> _Type:
 
 
 # Each type is its number in Thrift and a function that reads a value of it.
-_SIZES = {2: 1, 3: 1, 4: 8, 6: 2, 8: 4, 10: 8, 11: 0}  # 3: byte, 4: double, 6: i16; 0: a text
 _BOOL: _Type = (2, lambda frame: frame.take(1) != b"\0")
 _I32: _Type = (8, _Decoder.i32)
 _I64: _Type = (10, lambda frame: _LONG.unpack(frame.take(8))[0])
@@ -3497,10 +3513,10 @@ class LiveCluster(_Source):
         failures.pop("server_info", None)
         if len(failures) == len(_RPCS) - 1:
             raise failures["apps"]
-        # Tables that are as they were stay the same objects, with what was computed of them.
-        known = {app: app for app in self._state.apps}
-        listed = [(known.get(app, app), name) for app, name in told.pop("apps", ())]
-        self._state = Cluster._unchecked(tuple([app for app, _ in listed]), **told)
+        rows = list(told.pop("apps", ()))
+        apps = _with_known([app for app, _ in rows], self._state.apps)
+        self._state = Cluster._unchecked(tuple(apps), **told)
+        listed = list(zip(apps, [name for _, name in rows]))
         # Of two names that look alike when shown, the one that it is comes first.
         listed.sort(key=lambda item: item[0].app_name.encode() != item[1])
         self._queries = [
@@ -3890,7 +3906,7 @@ def _routes_text() -> str:
     for path, route in sorted(ROUTES.items()):
         if route.listed:
             parameters = ", ".join((*route.parameters, "pretty"))
-            row = (path, ", ".join(route.roles), parameters, _help(route))
+            row = (path, ", ".join(route.roles), parameters, route.help)
             lines.append("| `%s` | %s | %s | %s |" % row)
     return "\n".join(lines)
 
@@ -3969,6 +3985,15 @@ def _started(server: StatusServer) -> StatusServer:
     return server
 
 
+def _read_again(server: StatusServer, source: Any) -> None:
+    if isinstance(source, StateFile):
+        source.reload()
+        server.refresh()
+        server._pages.warm_up(lambda _: None)  # reads the file now, not with a request
+    else:
+        _logger().warning("SIGHUP is ignored: only --state FILE can be read again")
+
+
 def _serve(options: argparse.Namespace, source: Any, label: str) -> None:
     import signal
 
@@ -3994,15 +4019,12 @@ def _serve(options: argparse.Namespace, source: Any, label: str) -> None:
         _print("listening on %s role=%s source=%s pid=%d\n" % line, sys.stdout)
         if isinstance(source, LiveCluster):
             server._pages.warm_up(_warn_if_unreachable)
-        caught = 0
-        while caught not in (signal.SIGINT, signal.SIGTERM):
+        while True:
             caught = os.read(inbox, 1)[0]  # any signal that the process handles
-            if caught == signal.SIGHUP and isinstance(source, StateFile):
-                source.reload()
-                server.refresh()
-                server._pages.warm_up(lambda _: None)  # reads the file now, not with a request
-            elif caught == signal.SIGHUP:
-                _logger().warning("SIGHUP is ignored: only --state FILE can be read again")
+            if caught == signal.SIGHUP:
+                _read_again(server, source)
+            elif caught in (signal.SIGINT, signal.SIGTERM):
+                break
     for number in signals:  # one more must not kill the interpreter while it shuts down
         signal.signal(number, signal.SIG_IGN)
 
