@@ -14,6 +14,7 @@ import pegasus_http as ph
 import replay
 from fakes import STATE
 from support import PATIENCE, PRIMARY, STYLES, cluster, ours, served, wait_until
+from two_processes import pytest_runtestloop  # noqa: F401 - pytest looks for hooks here
 
 
 class Served:

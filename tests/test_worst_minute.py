@@ -635,6 +635,7 @@ def test_eight_threads_start_and_stop_one_server(gate):
                 get(server.port, "/meta/apps")
             server.stop()
 
+    wait_until(lambda: not ours(), "the threads of other tests end")
     turns = [in_thread(turn) for _ in range(8)]
     assert all(joined(thread) for thread in turns)
     assert not server.running
