@@ -1987,8 +1987,6 @@ class _Connection:
             poller = self.loop.poller
             (poller.register if self.watched < 0 else poller.modify)(self.fd, events)
             self.watched = events
-            if events == _WRITABLE:
-                self.loop.unsent_grew = True
 
     def _steps(self, conversation: _Conversation) -> Generator[int, object, None]:
         """Do what the conversation waits for, from the first step to the last. Yields the events to
@@ -2069,6 +2067,7 @@ class _Connection:
         if sent < len(head) + len(body):
             self.unsent = [memoryview(part) for part in (head, body) if part]
             self._drop(sent)
+            self.loop.unsent_grew = True
         return not self.unsent
 
     def _send_rest(self) -> Generator[int, object, None]:
@@ -2112,7 +2111,7 @@ class _Loop:
         self.turns: collections.deque[tuple[_Connection, _Order | None]] = collections.deque()
         self.stopping: bool = False
         self.closed: bool = False
-        self.unsent_grew: bool = False  # by the answer to one more client that does not read
+        self.unsent_grew: bool = False  # by one more answer that could not leave at once
         self._listener, self._max_connections = listener, max_connections
         self._wakee, self._waker = socket.socketpair()
         self._sweep_at, self._known_until, self._stop_at = self.now, self.now, math.inf

@@ -487,6 +487,26 @@ def test_small_answers_that_nobody_reads_count_too(monkeypatch):
             assert descriptors() == before + 10 + 2
 
 
+def test_small_answers_count_too_when_their_clients_have_read_some(monkeypatch):
+    """These connections waited for room before, and then for room for another answer."""
+    target = "/meta/apps"
+    with ph.start(cluster(tables=40), role="meta") as server, Client(server.port) as bystander:
+        size = len(ask(bystander, target).body)
+        before = descriptors()
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(Slow(server.port, request(target) * 400))
+                       for _ in range(10)]
+            settle(bystander, 20)
+            assert descriptors() == before + 10 + 10
+            monkeypatch.setattr(ph, "_UNSENT_BYTES", 3 * size)
+            for client in clients:
+                client.sock.settimeout(PATIENCE)
+                with contextlib.suppress(ConnectionResetError):
+                    for _ in range(20):
+                        client.sock.recv(size)
+            wait_until(lambda: descriptors() <= before + 10 + 2, "all but two are closed")
+
+
 # A source that hangs
 
 class Source:
