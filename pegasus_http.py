@@ -303,8 +303,7 @@ def _warn(text: str) -> None:
 
 _APP_STATUSES = (  # enum app_status of Pegasus, without its AS_, in the order of its numbers
     "INVALID", "AVAILABLE", "CREATING", "CREATE_FAILED", "DROPPING", "DROP_FAILED", "DROPPED",
-    "RECALLING",
-)  # fmt: skip
+    "RECALLING")
 _LIVE_STATUSES = ("AVAILABLE", "CREATING", "DROPPING", "RECALLING")  # their names are unique
 _HEALTH = ("fully_healthy", "unhealthy", "write_unhealthy", "read_unhealthy")  # of partitions
 _LAST_SECOND = 253402300799 - 86400  # of year 9999, whatever the time zone
@@ -526,10 +525,6 @@ def _checked_node(node: Any, where: str) -> Node:
     return Node(address, _check_choice(status, where + ".status", ("ALIVE", "UNALIVE")))
 
 
-def _checked_nodes(value: Any, where: str) -> tuple[Node, ...]:
-    return _check_items(value, where, "Node objects", _checked_node, lambda node: ["address"])
-
-
 def _checked_apps(value: Any, where: str) -> tuple[App, ...]:
     def unique(app: App) -> list[str]:
         return ["app_id", "app_name"] if app.status in _LIVE_STATUSES else ["app_id"]
@@ -586,7 +581,8 @@ class Cluster(_Checked, _ClusterFields):
 
     _checks = {
         "apps": _checked_apps,
-        "nodes": _checked_nodes,
+        "nodes": lambda got, at: _check_items(
+            got, at, "Node objects", _checked_node, lambda node: ["address"]),
         "meta_servers": _joined_servers,
         "balance_operation_count": _balance_text,
     }
@@ -1342,7 +1338,7 @@ class _Order:
     """A page that a client waits for. target, host: of its request, as they came. since: when it
     came. job: what it waits for, the key of a state or (snapshot, request). state: what the page is
     made of. known, until: where its answer may be remembered, and until when. page: what the worker
-    has made. done: what it calls with the order when it has done the job."""
+    has made. done: what it calls when it has done the job."""
 
     def __init__(self, request: _PageRequest, target: str, host: str) -> None:
         self.request, self.target, self.host = request, target, host
@@ -1351,7 +1347,7 @@ class _Order:
         self.state: _State = None
         self.known: dict[bytes, _Answer] = {}
         self.page: Response | None = None
-        self.done: Callable[[_Order], None]
+        self.done: Callable[[], object]
 
 
 class _Answer(NamedTuple):
@@ -1578,11 +1574,7 @@ class StatusHandler(BaseHTTPRequestHandler):
 
 
 class _Counters:
-    """What a server has done since it was made; plain numbers for the host's own metrics.
-
-    requests: answered; errors: of these, with a status of 400 or more; connections: accepted;
-    refreshes: answers of the source; last_error: the last trouble on our side, "" for none.
-    """
+    """What a server has done since it was made; the docstring of `StatusServer` has the names."""
 
     def __init__(self) -> None:
         self.requests = self.errors = self.connections = self.refreshes = 0
@@ -1671,8 +1663,7 @@ class _Snapshot:
         self._bytes = 0
 
     def keep(self, request: _PageRequest, page: Response) -> None:
-        """The newest page makes room: clients that ask in turn for more than fits still find most.
-        """
+        """The newest page makes room: clients that ask in turn for more than fits find most."""
         size = len(page.body)
         if size <= _PAGE_CACHE_BYTES:
             while self._bytes + size > _PAGE_CACHE_BYTES:
@@ -1746,8 +1737,8 @@ class _Worker:
                 orders, self._under_way = self._jobs.pop(key, {}), None
             for order in orders:
                 order.page = page
-                with contextlib.suppress(BaseException):  # a log of the host may raise
-                    order.done(order)
+                with contextlib.suppress(BaseException):  # likewise
+                    order.done()
 
 
 # Strategy: answers are kept in a snapshot or in `known`. Both belong to one state and are replaced
@@ -1816,7 +1807,7 @@ class _Pages:
     def wait(self, order: _Order, deadline: float) -> Response | None:
         """The page, for which this thread waits; None when the deadline has passed."""
         ready = threading.Event()
-        order.done = lambda _: ready.set()
+        order.done = ready.set
         page = self.fetch(order)
         while page is None and ready.wait(max(deadline - time.monotonic(), 0.0)):
             ready.clear()
@@ -1824,16 +1815,17 @@ class _Pages:
         self.worker().cancel(order)
         return page
 
-    def warm_up(self, told: Callable[[_State], None]) -> None:
-        """Have /meta/apps made, and tell what it is made of."""
+    def warm_up(self) -> None:
+        """Have /meta/apps made, and say so when its source cannot be reached."""
 
-        def look(order: _Order) -> None:
-            if self.fetch(order) is not None:
-                told(order.state)
+        def look() -> None:
+            if self.fetch(order) is not None and isinstance(order.state, PageError):
+                again = "; serving, and asking again with the next request"
+                _warn(order.state.hint_message + again)
 
         order = _Order(_PageRequest("/meta/apps", _Query(), False, False), "/meta/apps", "")
         order.done = look
-        look(order)
+        look()
 
     def _look_up(self, order: _Order, key: str) -> tuple[_Snapshot | None, bool]:
         """(what is there by that key, whether it is fresh). What came while the order waited is
@@ -1878,25 +1870,23 @@ class _Pages:
     # --- on the worker's thread -------------------------------------------------------------------
 
     def work(self, job: Any) -> Response | None:
-        """Ask for the state of a key, make the page of (snapshot, request) or, for None, rest."""
+        """Ask for the state of a key or, for None, rest. Of (snapshot, request) make the page,
+        which is kept, or the error that it ends with."""
         if job is None:
             self._source.rest()
         elif isinstance(job, str):
             self._ask(job)
         else:
-            return self._make(*job)
+            snapshot, request = job
+            page: Response | None = snapshot.pages.get(request)
+            if page is None:  # otherwise it has come since the job was added
+                try:
+                    page = _render(snapshot.state, request, self.settings)
+                except BaseException as error:
+                    return self.counters._failure(request.path, error)
+                snapshot.keep(request, page)
+            return page
         return None
-
-    def _make(self, snapshot: _Snapshot, request: _PageRequest) -> Response:
-        """The finished page, kept, or the error that it ends with."""
-        page = snapshot.pages.get(request)  # it may have come since the job was added
-        if page is None:
-            try:
-                page = _render(snapshot.state, request, self.settings)
-            except BaseException as error:
-                return self.counters._failure(request.path, error)
-            snapshot.keep(request, page)
-        return page
 
     def _ask(self, key: str) -> None:
         """Ask the source; an equal state keeps the pages that were made of it."""
@@ -2007,7 +1997,7 @@ class _Connection:
                     if self.loop.stopping:
                         return
                     # Other connections have their turn before this one's next request.
-                    self.loop.turns.append((self, None))
+                    self.loop.turns.append(self)
                     while (yield self.watched) is not _TURN:
                         pass
                 else:
@@ -2107,8 +2097,7 @@ class _Loop:
         self.poller: Any = select.epoll() if hasattr(select, "epoll") else _SelectPoller()
         self.now: float = time.monotonic()
         self.connections: dict[int, _Connection] = {}
-        # Connections that need not wait longer; with the page, if that was waited for.
-        self.turns: collections.deque[tuple[_Connection, _Order | None]] = collections.deque()
+        self.turns: collections.deque[_Connection] = collections.deque()  # they need not wait
         self.stopping: bool = False
         self.closed: bool = False
         self.unsent_grew: bool = False  # by one more answer that could not leave at once
@@ -2156,9 +2145,9 @@ class _Loop:
             self._known_until = self.now + 1.0 - time.time() % 1.0
         self._serve(ready)
         for _ in range(len(self.turns)):
-            connection, order = self.turns.popleft()
-            if connection.order is order:  # otherwise it has been given up
-                self._guard(connection, connection.resume, _TURN)
+            connection = self.turns.popleft()
+            # If it has given up the page meanwhile, to look once more for bytes does no harm.
+            self._guard(connection, connection.resume, _TURN)
         if self.unsent_grew:
             self.unsent_grew = False
             self._bound_unsent()
@@ -2214,9 +2203,9 @@ class _Loop:
             order.known[raw] = answer._replace(raw=b"", order=None)
             self._known_until = min(self._known_until, order.until)
 
-    def give_turn(self, connection: _Connection, order: _Order) -> None:
-        """Resume `connection`, which waits for `order`, on the loop's thread. From any thread."""
-        self.turns.append((connection, order))
+    def give_turn(self, connection: _Connection) -> None:
+        """Resume `connection`, which waits for a page, on the loop's thread. From any thread."""
+        self.turns.append(connection)
         self.wake()
 
     def wake(self) -> None:
@@ -2392,7 +2381,6 @@ class StatusServer:
         compress: bool = True,
         access_log: bool = False,
     ) -> None:
-        """Keep the settings."""
         settings = _checked_settings(role, version, git_commit, flat, compress)
         if not _check_text(host, "host"):
             raise _bad_value("host", 'an address such as "127.0.0.1" or "0.0.0.0"', host)
@@ -2420,7 +2408,6 @@ class StatusServer:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Stop."""
         self.stop()
 
     def __repr__(self) -> str:
@@ -2541,8 +2528,7 @@ def start(
     server = StatusServer(
         source, role=role, host=host, port=port, version=version, git_commit=git_commit, flat=flat,
         max_age=max_age, timeout=timeout, max_connections=max_connections, compress=compress,
-        access_log=access_log,
-    )  # fmt: skip
+        access_log=access_log)
     server.start()
     return server
 
@@ -2695,7 +2681,6 @@ class StateFile(_Source):
     """
 
     def __init__(self, path: str | os.PathLike[str], *, max_age: float = 1.0) -> None:
-        """Read nothing yet."""
         _check_seconds(max_age, "max_age")
         self._path, self._max_age = os.fsdecode(path), max_age
         self._signature: tuple[int, ...] | None = None  # of the file that was read last
@@ -2704,7 +2689,6 @@ class StateFile(_Source):
         self._reported = ""
 
     def __repr__(self) -> str:
-        """The path, and what was found there."""
         found = self._fault or "not read yet"
         if self._cluster is not None:
             found = "%d tables, %d nodes" % (len(self._cluster.apps), len(self._cluster.nodes))
@@ -2780,7 +2764,7 @@ def _sample() -> Cluster:
     created = int(time.mktime((2019, 7, 30, 14, 4, 26, 0, 0, -1)))
     app = App(1, "temp", [Partition(3, 3, *place) for place in places], create_second=created)
     return Cluster([app], [Node(address) for address in nodes], metas, metas[0], "127.0.0.1:22181",
-                   "/pegasus/onebox/10.239.35.160")  # fmt: skip
+                   "/pegasus/onebox/10.239.35.160")
 
 
 # === 12. Live cluster =============================================================================
@@ -2942,22 +2926,19 @@ _ERROR: _Type = (12, _Decoder.text)
 _GPID: _Type = (12, lambda frame: frame.take(8))
 _IPV4: _Type = (12, lambda frame: _ipv4(frame.take(8)))
 _HOST_PORT: _Type = (
-    12, lambda frame: _host_port(raw) if len(raw := frame.take(frame.i32() + 3)) < 300 else None
-)  # fmt: skip
+    12, lambda frame: _host_port(raw) if len(raw := frame.take(frame.i32() + 3)) < 300 else None)
 _IPV4S, _HOST_PORTS = _list_of(_IPV4), _list_of(_HOST_PORT)
 
 _TABLE = _struct(
     status=_I32, app_type=_TEXT, app_name=_OCTETS, app_id=_I32, partition_count=_I32,
     envs=_TEXT_MAP, is_stateful=_BOOL, max_replica_count=_I32, expire_second=_I64,
-    create_second=_I64, drop_second=_I64,
-)  # fmt: skip
+    create_second=_I64, drop_second=_I64)
 _NODE = _struct(status=_I32, address=_IPV4, name=_HOST_PORT)
 # What no page shows is here because a field that says it is a struct cannot be skipped.
 _PARTITION = _struct(
     gpid=_GPID, ballot=_I64, max_replica_count=_I32, primary=_IPV4, secondaries=_IPV4S,
     last_drops=_IPV4S, last_committed_decree=_I64, partition_flags=_I32,
-    primary_name=_HOST_PORT, secondary_names=_HOST_PORTS, last_drop_names=_HOST_PORTS,
-)  # fmt: skip
+    primary_name=_HOST_PORT, secondary_names=_HOST_PORTS, last_drop_names=_HOST_PORTS)
 _TABLES = _struct(error=_ERROR, infos=_list_of(_TABLE))
 _NODES = _struct(error=_ERROR, infos=_list_of(_NODE))
 _INFO = _struct(error=_ERROR, keys=_list_of(_TEXT), values=_list_of(_TEXT))
@@ -3040,8 +3021,7 @@ def _read_partition(decoder: _Decoder) -> Partition:
 
 _CONFIGURATION = _struct(
     error=_ERROR, app_id=_I32, partition_count=_I32, is_stateful=_BOOL,
-    partitions=_list_of((12, _read_partition)),
-)  # fmt: skip
+    partitions=_list_of((12, _read_partition)))
 _MISSING = {
     "ERR_OBJECT_NOT_FOUND": "DROPPED",
     "ERR_BUSY_CREATING": "CREATING",
@@ -3232,8 +3212,7 @@ def _explain(troubles: Mapping[str, Exception]) -> PageError:
         each.append("%s: %s" % (name, reason.lower() if reason else error))
     said, kinds = "; ".join(each), {type(error) for error in troubles.values()}
     if _Refused in kinds:
-        hint = "no primary meta server answers: " + said
-        return PageError(503, "ERR_SERVICE_NOT_ACTIVE", hint, _RETRY_AFTER)
+        return _unavailable("no primary meta server answers: " + said)
     if socket.timeout in kinds:
         return PageError(504, "ERR_TIMEOUT", "no meta server answered in time: " + said)
     return PageError(502, "ERR_NETWORK_FAILURE", "no meta server is reachable: " + said)
@@ -3250,7 +3229,6 @@ class _Primary:
     """
 
     def __init__(self, meta_servers: list[str]) -> None:
-        """Connect to nothing yet."""
         self.leader: str | None = None
         self._meta_servers = meta_servers
         self._channels: dict[str, _Channel] = {}  # between two attempts, none but the leader's
@@ -3390,7 +3368,6 @@ class LiveCluster(_Source):
         self._reported: set[str] = set()  # what is odd stays so
 
     def __repr__(self) -> str:
-        """The meta servers, the last primary and the times."""
         about = (self._servers, self._primary().leader or "not known yet")
         times = (self._timeout, self._max_age)
         return "<LiveCluster %s, primary: %s, timeout %g s, max_age %g s>" % (about + times)
@@ -3745,14 +3722,13 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     group = add_group("source of the meta pages", "one of these; none: a built-in sample")
     add = group.add_mutually_exclusive_group().add_argument
     add("--cluster", metavar="H:P[,H:P...]", help="meta servers of a running cluster")
-    add("--state", metavar="FILE",
-        help="a saved state, read again when it changes; - for standard input, "
-        "read once")  # fmt: skip
+    add("--state", metavar="FILE", help="a saved state, read again when it changes; - for standard "
+        "input, read once")
     add("--standby-of", metavar="H:P", help="be a standby that redirects to this primary")
     group.add_argument("--max-age", metavar="S", type=float, default=1.0,
-        help="seconds before a source is asked again (default %(default)s)")  # fmt: skip
+        help="seconds before a source is asked again (default %(default)s)")
     group.add_argument("--timeout", metavar="S", type=float, default=5.0,
-        help="seconds a page waits for its source (default %(default)s)")  # fmt: skip
+        help="seconds a page waits for its source (default %(default)s)")
     group = add_group("instead of serving", "one of these")
     group.add_argument("--version", action="version", version="pegasus_http " + __version__)
     add = group.add_mutually_exclusive_group().add_argument
@@ -3768,26 +3744,25 @@ def _parser() -> argparse.ArgumentParser:
         "pegasus_http", description="Serve the HTTP status pages of Apache Pegasus.",
         epilog="examples:\n  python -m pegasus_http --role meta\n  python -m pegasus_http --role "
         "meta --cluster 10.0.0.1:34601,10.0.0.2:34601 --listen :8080\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add = parser.add_argument_group("server").add_argument
     add("--role", choices=_ROLES, help="whose pages to serve; needed only to serve")
     add("--listen", metavar="HOST:PORT", help="default 127.0.0.1:34601 (meta), :34801 (replica); "
         ":PORT is 127.0.0.1 too, 0.0.0.0:PORT every IPv4 address of the machine, [::]:PORT every "
-        "address; port 0 takes a free one")  # fmt: skip
+        "address; port 0 takes a free one")
     add("--flat", action="store_true", help="the later page shapes, of 1.12.3 and 2.x")
     add("--app-version", metavar="V",
-        help="Version on /version (default: the source's, else our own)")  # fmt: skip
+        help="Version on /version (default: the source's, else our own)")
     add("--git-commit", metavar="G", help="GitCommit on /version (default: the source's)")
     add("--max-connections", metavar="N", type=int, default=_MAX_CONNECTIONS,
-        help="at once (default %(default)s)")  # fmt: skip
+        help="at once (default %(default)s)")
     add("--no-gzip", action="store_true", help="never compress")
     _add_sources(parser)
     add = parser.add_argument_group("logging, to standard error").add_argument
     add("--access-log", action="store_true", help="a line per request, Common Log Format")
     levels = ("debug", "info", "warning", "error", "critical")
     add("--log-level", metavar="L", default="warning", type=str.lower, choices=levels,
-        help=", ".join(levels) + "; default %(default)s")  # fmt: skip
+        help=", ".join(levels) + "; default %(default)s")
     return parser
 
 
@@ -3957,11 +3932,6 @@ def _set_up_log(level: str) -> None:
     _logger(".access").setLevel("INFO")  # a server says nothing there unless it is told to
 
 
-def _warn_if_unreachable(state: _State) -> None:
-    if isinstance(state, PageError):
-        _logger().warning("%s; serving, and asking again with the next request", state.hint_message)
-
-
 _LISTEN_HINTS = {
     0: "the host name does not resolve; 0.0.0.0 stands for all addresses of this machine",
     errno.EADDRINUSE: "the port is in use, or was a moment ago; end what uses it, or take a free "
@@ -3988,7 +3958,7 @@ def _read_again(server: StatusServer, source: Any) -> None:
     if isinstance(source, StateFile):
         source.reload()
         server.refresh()
-        server._pages.warm_up(lambda _: None)  # reads the file now, not with a request
+        server._pages.warm_up()  # reads the file now, not with a request
     else:
         _logger().warning("SIGHUP is ignored: only --state FILE can be read again")
 
@@ -3998,13 +3968,12 @@ def _serve(options: argparse.Namespace, source: Any, label: str) -> None:
 
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("main() takes over the signals, so call it in the main thread of the "
-            "main interpreter; start() runs in any")  # fmt: skip
+            "main interpreter; start() runs in any")
     server = StatusServer(
         source, role=options.role, host=options.host, port=options.port, flat=options.flat,
         version=options.app_version, git_commit=options.git_commit, max_age=options.max_age,
         timeout=options.timeout, max_connections=options.max_connections,
-        compress=not options.no_gzip, access_log=options.access_log,
-    )  # fmt: skip
+        compress=not options.no_gzip, access_log=options.access_log)
     _set_up_log(options.log_level)
     # Signals write their numbers there: a flag would miss one that strikes just before the wait.
     inbox, outbox = os.pipe()
@@ -4017,7 +3986,7 @@ def _serve(options: argparse.Namespace, source: Any, label: str) -> None:
         line = (server.url, options.role, label, os.getpid())
         _print("listening on %s role=%s source=%s pid=%d\n" % line, sys.stdout)
         if isinstance(source, LiveCluster):
-            server._pages.warm_up(_warn_if_unreachable)
+            server._pages.warm_up()
         while True:
             caught = os.read(inbox, 1)[0]  # any signal that the process handles
             if caught == signal.SIGHUP:
