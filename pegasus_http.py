@@ -97,8 +97,8 @@ _MAX_ACCEPT = 1000  # characters of an Accept field: browsers send 200
 _HEAD_SECONDS = 10.0  # from the first byte of a head to its last: a drip feed ends here
 _IDLE_SECONDS = 75.0  # without a request: longer than the 60 s of load balancers and pollers
 _WRITE_SECONDS = 30.0  # from the start of an answer to its last byte: 300 KB at 10 KB/s
-_DRAIN_BYTES = 16 * 1024 * 1024  # of input that is thrown away after the last answer, so that the
-_DRAIN_SECONDS = 5.0  # client, which may still be sending, gets that answer and not a reset
+_DRAIN_BYTES = 16 * 1024 * 1024  # thrown away after the last answer, which a reset would overtake
+_DRAIN_SECONDS = 5.0  # for this
 _STOP_SECONDS = 1.0  # what answers under way are given when the server stops
 _GLANCE_SECONDS = 0.05  # what /version and /health wait for a source that has never answered
 _ACCEPT_PAUSE_SECONDS = 0.1  # no accept for so long when descriptors have run out: no spinning
@@ -116,7 +116,7 @@ _KNOWN_REQUESTS = 256  # requests that are answered by their bytes; a poller sen
 _KNOWN_BYTES = 2 * 1024  # of such a request: 256 of these are 512 KB
 _PAGE_CACHE_BYTES = 32 * 1024 * 1024  # of finished pages that are kept with one state
 _GZIP_BYTES = 1024  # smaller bodies fit into one packet anyway
-_KEPT_STATES = 1024  # answers of a source: for a live cluster one a table that is asked for
+_KEPT_STATES = 1024  # answers of a source: a live cluster has one for each table that is asked for
 _WAITING_PAGES = 256  # different pages that wait to be made: a few seconds' work
 _WORKER_IDLE_SECONDS = 30.0  # then the thread ends and connections to meta servers are closed
 _STATE_BYTES = 64 * 1024 * 1024  # a state file: 5,000 tables x 64 partitions x 3 replicas
@@ -126,9 +126,9 @@ _MAX_TEXT = 64 * 1024  # bytes of a text in it: 4 MB that are no UTF-8 took 2 s 
 _MAX_HOPS = 3  # forward addresses followed: the named leader may have lost its lease since
 _WINDOW = 64  # requests under way to a meta server: 8 KB of them fit every socket buffer
 _PAUSE_BYTES = 16 * 1024  # what is decoded between two looks at the clock: a millisecond
-_RETRY_SECONDS = 0.2  # no other attempt so long after one that failed: polls are no flood
+_RETRY_SECONDS = 0.2  # a failed attempt is followed by no other for so long: polls are no flood
 _UNFINISHED_SECONDS = 60.0  # a read of a cluster that ran out of time is continued within so long
-_MAX_REPORTS = 1000  # odd rows that are logged: after so many different ones the log knows enough
+_MAX_REPORTS = 1000  # different texts that are remembered as logged
 
 _NO_SIGPIPE = getattr(socket, "MSG_NOSIGNAL", 0)  # a host may have the signal at its default
 
@@ -202,7 +202,7 @@ def _check_address(value: object, where: str, expected: str = '"host:port"') -> 
 
 
 _SLICE = 64  # tables or partitions: 0.5 ms of JSON, 2 ms of indented JSON
-# began: the processor time of the thread when it paused last; pages: on a worker's thread, its own.
+# began: the processor time of the thread when it paused last; pages: on a worker's, its `_Pages`.
 _BURST = threading.local()
 _BURST_SECONDS = 0.002
 
@@ -217,7 +217,7 @@ def _pause_if_due() -> None:
         return
     pages, until = getattr(_BURST, "pages", None), time.monotonic() + _BURST_SECONDS
     time.sleep(0.0001)  # enough for the other thread to take the lock
-    while pages is not None and pages.are_served and time.monotonic() < until:
+    while pages is not None and pages.loop_is_busy and time.monotonic() < until:
         time.sleep(0.0001)
     _BURST.began = time.thread_time()
 
@@ -251,11 +251,12 @@ def _write_page(page: Any, pretty: bool) -> list[str]:
         if not isinstance(value, Iterator):
             pieces += [_members({key: value}, pretty), ","]
             continue
-        pieces += [_members({key: {}}, pretty)[:-1], ""]
+        pieces += [_members({key: {}}, pretty)[:-1], ""]  # up to the brace; "" if no part follows
         for part in value:
             if pretty:  # within JSON strings is no raw line break: all of them are between values
                 part = _members(json.loads("{%s}" % part), True).replace("\n", "\n    ")
             pieces += [part, ","]
+        # In the place of the last comma.
         pieces[-1] = "\n    }" if pretty and pieces[-1] else "}"
         pieces.append(",")
     return [*pieces[:-1], "\n}" if pretty else "}"]
@@ -280,7 +281,7 @@ def _host_and_port(authority: str) -> tuple[str, int]:
     host, ipv6, port = match.groups(default="") if match else ("", "", "0")
     with contextlib.suppress(OSError):  # of what looks like an IPv6 address and is none
         plain = ipv6 and socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, ipv6))
-        return host.replace(ipv6, plain).lower(), int(port[-9:] or 80)
+        return host.replace(ipv6, plain).lower(), int(port[-9:] or 80)  # int() refuses 5,000 digits
     return "", 0
 
 
@@ -506,8 +507,8 @@ class App(_Checked, _AppFields):
 
 
 def _with_known(apps: Iterable[App], before: Iterable[App]) -> list[App]:
-    """The tables; those that are as they were `before` as the same objects, with what pages have
-    computed of them."""
+    """`apps`, where a table that is unchanged is the object from `before`, which keeps what pages
+    computed of it."""
     known = {app.app_id: app for app in before}
     return [known[app.app_id] if known.get(app.app_id) == app else app for app in apps]
 
@@ -796,7 +797,9 @@ def _meta_app(state: _State, query: _Query, settings: _Settings) -> _Page:
     """One table; with detail, its partitions, their replicas and their health."""
     app = _find_app(_as_cluster(state), query.name)
     known = app.partitions
-    maximum = app.max_replica_count if known is None else app._maximum(known[0]) if known else 0
+    maximum = app.max_replica_count
+    if known is not None:  # as the C++ server: that of the first partition
+        maximum = app._maximum(known[0]) if known else 0
     general = _shown(app, "app_name", "app_id", "partition_count")
     general["max_replica_count"] = str(maximum)
     if not query.detail:
@@ -881,8 +884,9 @@ def _meta_nodes(state: _State, query: _Query, settings: _Settings) -> _Page:
 
 
 def _stddev(cluster: Cluster, counts: Mapping[str, int], replicas: Mapping[str, int]) -> str:
-    """Of alive nodes that hold any replica; a sample (n - 1) while a dead node still counts. In the
-    C++ server's order of operations: `statistics` rounds differently, and is slow to import."""
+    """Of alive nodes that hold any replica; divided by n - 1 while a dead node holds some, else by
+    n. In the C++ server's order of operations: `statistics` rounds differently, and is slow to
+    import."""
     own = [counts[node] for node, status in cluster.nodes if status == "ALIVE" and replicas[node]]
     sample = any(counts[node] for node, status in cluster.nodes if status != "ALIVE")
     if len(own) < 2:
@@ -896,7 +900,7 @@ def _stddev(cluster: Cluster, counts: Mapping[str, int], replicas: Mapping[str, 
 def _meta_cluster(state: _State, query: _Query, settings: _Settings) -> _Page:
     """The cluster: meta servers, ZooKeeper, function level, balance."""
     cluster = _as_cluster(state)
-    page = dict(zip(cluster._fields[2:10], cluster[2:10]))  # up to the deviations
+    page = dict(zip(cluster._fields[2:10], cluster[2:10]))  # meta_servers to the deviations
     if None in page.values():
         replicas, primaries, _ = _count_replicas(cluster.apps).values()
         for name, counts in zip(cluster._fields[8:10], (primaries, replicas)):
@@ -974,7 +978,7 @@ def _error_response(error: PageError) -> Response:
 
 
 class _PageRequest(NamedTuple):
-    """A request that is in order: which page, with which parameters, in which representation."""
+    """A valid request: which page, with which parameters, in which representation."""
 
     path: str
     query: _Query
@@ -1052,7 +1056,8 @@ def _parse_query(raw: str, parameters: Sequence[str]) -> _Query:
 @functools.lru_cache(maxsize=64)
 def _accepts(wanted: str, field: str, exact: bool = False) -> bool:
     """Whether an Accept or Accept-Encoding field names `wanted`, or "*" unless `exact`. RFC 9110,
-    12.4.2 and 12.5.3: the best match counts, and q=0 is a no. A very long field names nothing."""
+    12.4.2 and 12.5.3: the best match counts, and q=0 is a no; 8.4.1.3: x-gzip is gzip. A very long
+    field names nothing."""
     named: dict[str, bool] = {}
     if len(field) > _MAX_ACCEPT:
         return False
@@ -1066,7 +1071,7 @@ def _accepts(wanted: str, field: str, exact: bool = False) -> bool:
 def _resolve(
     method: str, target: str, fields: Mapping[str, str], settings: _Settings
 ) -> _PageRequest | None:
-    """The page that a request asks for, None for OPTIONS; PageError when it is not in order."""
+    """The page that a request asks for, None for OPTIONS; PageError when it is not valid."""
     if method not in ("GET", "HEAD", "OPTIONS", *_OTHER_METHODS):
         raise PageError(501, "ERR_INVALID_DATA", "unknown method: " + method)
     if method == "OPTIONS" and target == "*":  # RFC 9110, 9.3.7: about the server as a whole
@@ -1125,7 +1130,7 @@ def _content_policy(html: str) -> str:
 
 
 def _render(state: _State, request: _PageRequest, settings: _Settings) -> Response:
-    """The whole 200 answer. It takes as long as the page is large."""
+    """The whole answer, 200 or 204. It takes as long as the page is large."""
     route, content_type = request.route, "application/json"
     headers: _Headers = ()
     vary = ["Accept"] if route.for_people else []
@@ -1199,7 +1204,7 @@ def respond(
     flat: the later page shapes; compress: gzip where the client accepts it and the page has 1 KiB.
 
     Bad requests are answered, with the errors that a server gives. Raises TypeError for another
-    state and ValueError for another role. Thread-safe. Nothing is kept from one call to the next.
+    state and ValueError for another role. Thread-safe. No answer is kept from one call to the next.
     """
     if state is not None and not isinstance(state, (Cluster, Standby, PageError)):
         raise TypeError("state: expected a Cluster, Standby, PageError or None, got " + repr(state))
@@ -1228,7 +1233,7 @@ _BEGINNING = re.compile(rb"%s|\r?\Z" % _TOKEN)  # CR may be half of a blank line
 _REQUEST_LINE = re.compile(rb"(%s) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\r\n" % _TOKEN)
 _FIELD_LINE = re.compile(rb"(%s):([\t\x20-\x7e\x80-\xff]*)" % _TOKEN)
 _BLANK_LINES = re.compile(rb"(?:\r\n)+")  # RFC 9112, 2.2: to be ignored before a request line
-_HEAD_END = re.compile(rb"\n\r?\n")  # LF alone, too: what must not be is there to be refused
+_HEAD_END = re.compile(rb"\n\r?\n")  # LF alone too, for _parse_head to refuse it
 _format_date = functools.lru_cache(maxsize=2)(email.utils.formatdate)
 
 
@@ -1249,7 +1254,7 @@ def _parse_request_line(line: bytes) -> tuple[str, str, str]:
 def _head_end(buffer: bytes, scanned: int) -> int:
     """Where the head ends (behind its blank line), or -1; the first `scanned` bytes hold no end.
 
-    Raises PageError at once when no request line in order can come of it, such as for a TLS hello.
+    Raises PageError at once when no valid request line can come of it, such as for a TLS hello.
     How the bytes arrive makes no difference: first the request line is checked, then the rest.
     """
     if not _BEGINNING.match(buffer):
@@ -1352,7 +1357,7 @@ class _Order:
 
 class _Answer(NamedTuple):
     """An answer to send. body: empty unless it is long; then all who ask for it share it. last: the
-    connection ends after it. raw: the request's bytes; `order` says if equal ones may get it."""
+    connection ends after it. raw: the request's bytes; equal ones may get it if `order` allows."""
 
     head: bytes
     body: bytes
@@ -1361,8 +1366,8 @@ class _Answer(NamedTuple):
     order: _Order | None
 
 
-_READ = "bytes of the client"  # is sent bytes, b"" at their end, None when the deadline has passed
-_END_OUR_SIDE = "the end of our side"  # is sent None once the client can see it
+_READ = "bytes of the client"  # the driver sends bytes, b"" at their end, None when it is too late
+_END_OUR_SIDE = "the end of our side"  # the driver sends None once the client can see it
 
 
 class StatusHandler(BaseHTTPRequestHandler):
@@ -1390,7 +1395,7 @@ class StatusHandler(BaseHTTPRequestHandler):
         self.deadline = 0.0  # time.monotonic() until which `converse` waits for what it yields
         self.idle = False  # whether it waits for a request of which no byte has come
         self._buffer = self._raw = b""  # raw: the request's bytes, if in one piece
-        self._more_may_come = False  # of input that is thrown away
+        self._more_may_come = False  # of what the client sends, to be drained before the end
         self._prepared = _OPTIONS_RESPONSE
         if driven:
             self.connection, self.client_address, self.status_server = connection
@@ -1425,7 +1430,7 @@ class StatusHandler(BaseHTTPRequestHandler):
     def _take_request(self) -> Generator[object, Any, bool]:
         """Take the next request off the buffer. False when there is none: the client has ended its
         side or has been idle too long. Raises PageError of what is no request, or comes too slowly.
-        Its time begins with its first byte; blank lines before it add none."""
+        Its time begins with its first byte; blank lines before it do not extend the wait."""
         idle_until = self.deadline = time.monotonic() + _IDLE_SECONDS
         self.idle, self._raw = not self._buffer, b""
         scanned, blank_bytes, begun = 0, 0, False
@@ -1447,7 +1452,7 @@ class StatusHandler(BaseHTTPRequestHandler):
             if data == b"":
                 return False
             if self.idle:
-                idle_until, self.idle = self.deadline, False  # the driver may have moved it
+                idle_until, self.idle = self.deadline, False  # the loop moves it with known answers
             if data is not None:
                 self._raw = b"" if self._buffer else data
                 self._more_may_come = len(data) >= _RECV_BYTES
@@ -1500,11 +1505,11 @@ class StatusHandler(BaseHTTPRequestHandler):
         return _Answer(head, body, self.close_connection, raw, order)
 
     def _respond(self, order: _Order | None) -> Response:
-        """What `respond` makes of the prepared answer, counted and logged."""
+        """What `respond` and the request make of the prepared answer, counted and logged."""
         counters = self.status_server.counters
-        self._prepared = _finish(self._prepared, self.command, self.headers)
         try:
             response = self.respond(order.state if order is not None else None)
+            response = _finish(response, self.command, self.headers)
         except BaseException as error:
             response = _finish(counters._failure(self.path, error), self.command, {})
         counters.requests += 1
@@ -1520,7 +1525,8 @@ class StatusHandler(BaseHTTPRequestHandler):
         """The answer to the request in `command`, `path` and `headers`; override to add pages.
 
         state: what the page was made of, None where it shows none. The answer of this class is
-        ready: to call it costs nothing. An override may raise a `PageError`; all else is 500.
+        ready: to call it costs nothing. An override may raise a `PageError`; all else is 500. What
+        the client's conditions and HEAD leave of an answer is seen to afterwards.
         """
         return self._prepared
 
@@ -1663,7 +1669,8 @@ class _Snapshot:
         self._bytes = 0
 
     def keep(self, request: _PageRequest, page: Response) -> None:
-        """The newest page makes room: clients that ask in turn for more than fits find most."""
+        """When it is full, the page that was kept last goes: of more pages than fit, asked for in
+        turn, most then stay."""
         size = len(page.body)
         if size <= _PAGE_CACHE_BYTES:
             while self._bytes + size > _PAGE_CACHE_BYTES:
@@ -1679,7 +1686,7 @@ class _Worker:
     def __init__(self, pages: _Pages) -> None:
         self._pages = pages
         self._condition = threading.Condition()
-        self._jobs: dict[object, dict[_Order, None]] = {}  # what is to be done: who waits for it
+        self._jobs: dict[object, dict[_Order, bool]] = {}  # what is to be done: who waits for it
         self._under_way: object = None
         self._stopped = False
         self.thread: threading.Thread | None = None
@@ -1702,14 +1709,14 @@ class _Worker:
                 self.thread = thread
             orders = self._jobs.setdefault(key, {})
             if order is not None:
-                orders[order] = None
+                orders[order] = True
             self._condition.notify()
 
     def cancel(self, order: _Order) -> None:
         """Whoever gave `order` waits no longer."""
         with self._condition:
             orders = self._jobs.get(order.job, {})
-            if orders.pop(order, order) is None and not orders and order.job != self._under_way:
+            if orders.pop(order, False) and not orders and order.job != self._under_way:
                 del self._jobs[order.job]
 
     def keep(self, alive: bool) -> None:
@@ -1742,10 +1749,11 @@ class _Worker:
 
 
 # Strategy: answers are kept in a snapshot or in `known`. Both belong to one state and are replaced
-# with it: first the snapshot, then `known`. An order reads them in the reverse order. So nothing
-# that is still being made of an old state can reach a new one, without a lock.
+# with it: first the snapshot, then `known`. An `_Order` takes `known` first. So nothing that is
+# still being made of an old state can reach a new one, without a lock.
 class _Pages:
-    """Finds the page of a request, or has it made. All methods may be called from any thread."""
+    """Finds the page of a request, or has it made. All methods but those of the worker may be
+    called from any thread."""
 
     def __init__(
         self, source: _Source, settings: _Settings, timeout: float, counters: _Counters
@@ -1756,7 +1764,7 @@ class _Pages:
         self.known: dict[bytes, _Answer] = {}  # answers by the bytes of their request
         self._snapshots: dict[str, _Snapshot] = {}
         self._refreshed_at = -math.inf
-        self.are_served = False  # whether a loop is answering clients at this moment
+        self.loop_is_busy = False  # answering clients at this moment
 
     def publish(self, state: _State) -> None:
         self._snapshots = {"state": _Snapshot(state)}
@@ -1767,9 +1775,10 @@ class _Pages:
         self.known = {}
 
     def find(self, order: _Order, late: bool = False) -> Response | None:
-        """The page if it is there; None when `order.job` has to be done first, and it is not too
-        `late` for that. Takes constant time, whatever the cluster's size: pages that are made here
-        have at most 11 KB and take 0.1 ms. Raises PageError."""
+        """The page if it is there; None when `order.job` has to be done first. If it is too `late`
+        for that, all pages but the cluster's do without it. Takes constant time, whatever the
+        cluster's size: pages that are made here have at most 11 KB and take 0.1 ms. Raises
+        PageError."""
         request, shows = order.request, order.request.route.shows
         order.known, order.state, order.until = self.known, None, math.inf
         if shows == "cluster":
@@ -1919,8 +1928,8 @@ class _Pages:
 
 
 # === 9. Loop ======================================================================================
-# Owns the sockets, on one thread, without blocking. It moves bytes, keeps deadlines and knows
-# neither HTTP nor pages: what is said over a connection is its conversation's business.
+# Owns the sockets, on one thread, without blocking. It moves bytes and keeps deadlines. What they
+# mean is the business of conversations; the loop only knows some answers by their request's bytes.
 
 _READABLE, _WRITABLE, _CLIENT_ENDED = 0x001, 0x004, 0x2000  # EPOLLIN, EPOLLOUT, EPOLLRDHUP
 
@@ -1972,7 +1981,7 @@ class _Connection:
         except StopIteration:
             self.close()
             return
-        self.loop.look_at(self.conversation.deadline)
+        self.loop.sweep_by(self.conversation.deadline)
         if events != self.watched:
             poller = self.loop.poller
             (poller.register if self.watched < 0 else poller.modify)(self.fd, events)
@@ -1980,7 +1989,8 @@ class _Connection:
 
     def _steps(self, conversation: _Conversation) -> Generator[int, object, None]:
         """Do what the conversation waits for, from the first step to the last. Yields the events to
-        watch for, and is sent what came: those events, the bytes, _TURN or _EXPIRED."""
+        watch for, and is sent what came: those events, the bytes, a known answer that has been
+        begun, _TURN or _EXPIRED."""
         came: object = None
         with contextlib.suppress(StopIteration), contextlib.closing(conversation):
             while True:
@@ -2097,7 +2107,7 @@ class _Loop:
         self.poller: Any = select.epoll() if hasattr(select, "epoll") else _SelectPoller()
         self.now: float = time.monotonic()
         self.connections: dict[int, _Connection] = {}
-        self.turns: collections.deque[_Connection] = collections.deque()  # they need not wait
+        self.turns: collections.deque[_Connection] = collections.deque()  # next to be resumed
         self.stopping: bool = False
         self.closed: bool = False
         self.unsent_grew: bool = False  # by one more answer that could not leave at once
@@ -2119,13 +2129,14 @@ class _Loop:
             while not self.stopping:
                 self._turn()
         except BaseException:  # for example, the host has closed all its descriptors
+            # Ours stay as they are: their numbers may be others' by now.
             self._counters._report("the server has stopped", exc_info=True)
             self.stopping = self.closed = True
             return
         self.poller.unregister(self._listener.fileno())
         self._listener.close()
         self._stop_at = self.now + _STOP_SECONDS
-        self.look_at(self._stop_at)
+        self.sweep_by(self._stop_at)
         for connection in list(self.connections.values()):
             if connection.order is None and not connection.unsent:
                 connection.close()
@@ -2137,16 +2148,16 @@ class _Loop:
         self.closed = True
 
     def _turn(self) -> None:
-        self.pages.are_served = bool(self.turns)
+        self.pages.loop_is_busy = bool(self.turns)
         ready = self.poller.poll(0.0 if self.turns else max(self._sweep_at - self.now, 0.0))
-        self.pages.are_served, self.now = True, time.monotonic()
-        if self.now >= self._known_until:  # their Date, or the state under them, is over
+        self.pages.loop_is_busy, self.now = True, time.monotonic()
+        if self.now >= self._known_until:  # the Date in them, or their state, is over
             self.pages.known = {}
             self._known_until = self.now + 1.0 - time.time() % 1.0
         self._serve(ready)
         for _ in range(len(self.turns)):
             connection = self.turns.popleft()
-            # If it has given up the page meanwhile, to look once more for bytes does no harm.
+            # One that waits for no page any longer looks in vain for bytes: no harm.
             self._guard(connection, connection.resume, _TURN)
         if self.unsent_grew:
             self.unsent_grew = False
@@ -2164,7 +2175,7 @@ class _Loop:
         for fd, events in ready:
             connection = connections.get(fd)
             if connection is None:  # perhaps it was closed in this turn
-                self._guard(None, self._reactions.get(fd, int))
+                self._guard(None, self._reactions.get(fd, int))  # int does nothing
             elif not connection.conversation.idle:
                 self._guard(connection, connection.resume, events)
             else:
@@ -2215,12 +2226,12 @@ class _Loop:
 
     def abandon(self) -> None:
         """Close the descriptors, end no connection: they are the parent's in a forked child."""
-        self.pages.are_served = False
+        self.pages.loop_is_busy = False
         sockets = [connection.sock for connection in self.connections.values()]
         for thing in (*sockets, self._listener, self._wakee, self._waker, self.poller):
             thing.close()
 
-    def look_at(self, deadline: float) -> None:
+    def sweep_by(self, deadline: float) -> None:
         self._sweep_at = min(self._sweep_at, deadline)
 
     def _sweep(self) -> None:
@@ -2247,7 +2258,7 @@ class _Loop:
                 if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._make_room():
                     self._counters._report("cannot accept connections: %s" % error.strerror)
                     self.poller.modify(self._listener.fileno(), 0)
-                    self.look_at(self.now + _ACCEPT_PAUSE_SECONDS)
+                    self.sweep_by(self.now + _ACCEPT_PAUSE_SECONDS)
                 return
             self._admit(sock, address)
             if len(self.connections) >= self._max_connections:
@@ -2267,14 +2278,14 @@ class _Loop:
             connection.close()  # those who are being told so are bounded too
 
     def _make_room(self) -> bool:
-        """Close a connection that is over but for its end or, without one, the longest idle, unless
-        its client has sent something by now."""
-        over = [c for c in self.connections.values() if c.half_closed]
-        found = over or [c for c in self.connections.values() if c.conversation.idle]
+        """Close a connection of which one side has ended: it is over, or most likely its client has
+        gone. If there is none, the longest idle one whose client has sent nothing by now."""
+        ended = [c for c in self.connections.values() if c.half_closed]
+        found = ended or [c for c in self.connections.values() if c.conversation.idle]
         found.sort(key=lambda c: c.conversation.deadline)
         for connection in found[:_LOOKED_AT_FOR_ROOM]:
             with contextlib.suppress(OSError):
-                if not over and connection.recv(1, socket.MSG_PEEK):
+                if not ended and connection.recv(1, socket.MSG_PEEK):
                     continue
             connection.close()
             return True
@@ -2349,7 +2360,8 @@ class StatusServer:
         IPv4 too.
     version, git_commit: for /version; None shows the state's, or this module's version.
     flat: the later page shapes, as Pegasus 1.12.3 and 2.x have them.
-    max_age: seconds an answer of a callable source is kept (a `LiveCluster` has its own).
+    max_age: seconds an answer of a callable source is kept; a `LiveCluster` or `StateFile` has its
+        own.
     timeout: seconds a page waits for its source before it answers 504.
     max_connections: at once, and at most three quarters of the descriptors that the process may
         have. Above it the connection that has been idle longest is closed; when none is idle, new
@@ -2619,7 +2631,7 @@ def _app_from_json(value: object, where: str) -> App:
     rows, envs = fields.get("partitions"), fields.get("envs", {})
     if rows is not None and not isinstance(rows, tuple):
         fields["partitions"] = _partitions_from_json(rows, where + ".partitions")
-    fields["envs"] = _object(envs, where + ".envs", envs or ())
+    fields["envs"] = _object(envs, where + ".envs", envs or ())  # any names
     try:
         return App(**fields)
     except ValueError as error:
@@ -2801,7 +2813,8 @@ def _left(deadline: float) -> float:
     return left
 
 
-# Bytes of a value, by the number of its type. 3: byte, 4: double, 6: i16; 0: a text has its own.
+# Number of a type: bytes of its values. In this order: bool, byte, double, i16, i32, i64, and text,
+# which is sent with its length.
 _SIZES = {2: 1, 3: 1, 4: 8, 6: 2, 8: 4, 10: 8, 11: 0}
 _INT, _LONG, _LIST_HEAD = struct.Struct(">i"), struct.Struct(">q"), struct.Struct(">bi")
 
@@ -3064,7 +3077,7 @@ def _string(data: bytes) -> bytes:
 
 _NO_FILTER = b"\x08\x00\x01\x00\x00\x00\x00"  # field 1: a status, where 0 is any
 _SERVER_INFO = b"\x0b\x00\x01" + _string(b"server-info") + b"\x0f\x00\x02\x0b\x00\x00\x00\x00"
-_RPCS = [  # the version comes first, since no page waits for it
+_RPCS = [  # the version is first: no page waits for it, but it comes before what is waited for
     _Rpc("server_info", "RPC_CLI_CLI_CALL", _SERVER_INFO, _read_server_info),
     _Rpc("apps", "RPC_CM_LIST_APPS", _NO_FILTER, _read_apps),
     _Rpc("nodes", "RPC_CM_LIST_NODES", _NO_FILTER, _read_nodes),
@@ -3088,7 +3101,8 @@ def _request(call: _Rpc, sequence: int, timeout_ms: int) -> bytes:
     return struct.pack(">4s9iq", b"THFT", 0, 48, 0, len(body), 0, 0, 0, timeout_ms, 0, 0) + body
 
 
-# A reply after its length: error, version, call, number of the request. Names have theirs before.
+# A reply behind its length, which counts itself: error, version, call, number of the request. The
+# names stand behind their own lengths.
 _REPLY_HEAD = re.compile(rb"(?s)\0\0\0.(\w+)\x80\x01\0\x02\0\0\0.(\w+?)_ACK(....)")
 
 
@@ -3256,9 +3270,10 @@ class _Primary:
         while todo:
             address = todo.popleft()
             first_by = time.monotonic() + max(0.0, deadline - time.monotonic()) / (len(todo) + 1)
+            trouble = troubles.get(address)
             try:
-                if not isinstance(troubles.get(address, socket.timeout()), socket.timeout):
-                    raise troubles[address]  # only a slow one is asked again
+                if trouble and not isinstance(trouble, socket.timeout):
+                    raise trouble  # only a slow one is asked again
                 found = self._resolve(address, first_by)
                 if found == [address]:
                     self._try(address, work, first_by, deadline)
@@ -3267,7 +3282,7 @@ class _Primary:
                 todo.extendleft(reversed(found))
             except (OSError, RuntimeError, UnicodeError, _WireError, _Refused) as error:
                 leader = getattr(error, "leader", None)
-                if leader and troubles.get(address) is not error and hops < _MAX_HOPS:
+                if leader and error is not trouble and hops < _MAX_HOPS:
                     hops += 1
                     todo.appendleft(leader)
                 troubles[address] = error
@@ -3358,9 +3373,9 @@ class LiveCluster(_Source):
         self._lock = _PerProcess(threading.Lock)
         self._primary = _PerProcess(functools.partial(_Primary, servers))
         self._kept: dict[str, _Reply] = {}  # by the key of the call
-        # The overview is all but the partitions: its server, when it was asked for, why parts of it
-        # failed, the queries of available tables. `needs` is called from any thread: each of these
-        # is replaced, never changed.
+        # The overview is all but the partitions. _server, _asked: who gave it, and when it was
+        # asked for; _failures: why parts of it are missing; _queries: for the partitions of its
+        # tables. `needs` is called from any thread: each of these is replaced, never changed.
         self._server, self._asked, self._state = "", -math.inf, Cluster()
         self._failures: dict[str, PageError] = {}
         self._queries: list[_Rpc] = []
@@ -3420,7 +3435,7 @@ class LiveCluster(_Source):
     def _read(self, key: str, deadline: float) -> tuple[Cluster, float]:
         kind, _, part = key.partition(":")
         now = time.monotonic()
-        # The overview was read just before: its age does not matter here.
+        # A fresh overview is not read again. Of partitions `_fetch` looks at each table's age.
         if kind != "overview" or self._asked + self._max_age <= now:
             # What came before an attempt ran out of time is not too old for the next one.
             begun = self._unfinished.items()
@@ -3441,6 +3456,7 @@ class LiveCluster(_Source):
         if key.startswith("overview") or self._server != channel.address:
             self._ask_overview(oldest, channel)
         self._fetch(self._calls(key), oldest, channel)
+        # The status of a PageError is a number.
         if any(self._kept[call.key].value.status == "DROPPED" for call in self._calls(key)):
             self._ask_overview(time.monotonic(), channel)
             self._fetch(self._calls(key), oldest, channel)
@@ -3457,14 +3473,14 @@ class LiveCluster(_Source):
         server, stale = channel.address, []
         for call in calls:
             kept = self._kept.get(call.key, _NOTHING)
-            is_known = kept[:2] == (call, server) and not isinstance(kept.value, PageError)
-            if not is_known or kept.asked < oldest:
+            is_same = (kept.call, kept.server) == (call, server) and kept.asked >= oldest
+            if not is_same or isinstance(kept.value, PageError):
                 stale.append(call)
         for reply in channel.exchange(stale):
             key = reply.call.key
             kept = self._kept.get(key, _NOTHING)
             value = kept.value
-            if kept[:4] != reply[:4]:
+            if kept[:4] != reply[:4]:  # all but when it was asked for, and the value
                 decoder = _Decoder(reply.body, channel.deadline)
                 value = _value(reply, decoder)
                 for odd in decoder.odd:
@@ -3488,12 +3504,12 @@ class LiveCluster(_Source):
                 told.update(reply.value)
         failures.pop("server_info", None)
         if len(failures) == len(_RPCS) - 1:
-            raise failures["apps"]
+            raise failures["apps"].with_traceback(None)
         rows = list(told.pop("apps", ()))
         apps = _with_known([app for app, _ in rows], self._state.apps)
         self._state = Cluster._unchecked(tuple(apps), **told)
         listed = list(zip(apps, [name for _, name in rows]))
-        # Of two names that look alike when shown, the one that it is comes first.
+        # Two names may look alike when shown: the one whose bytes are that very text comes first.
         listed.sort(key=lambda item: item[0].app_name.encode() != item[1])
         self._queries = [
             _table_rpc("table %d, %s" % (app.app_id, _encode(app.app_name)), app, name)
@@ -3501,7 +3517,7 @@ class LiveCluster(_Source):
             if app.status == "AVAILABLE"
         ]
         self._server, self._failures = channel.address, failures
-        self._asked = min(reply.asked for reply in kept[1:])
+        self._asked = min(reply.asked for reply in kept[1:])  # without the version
         keys = {call.key for call in _RPCS + self._queries}
         self._kept = {key: reply for key, reply in self._kept.items() if key in keys}
 
@@ -3821,8 +3837,8 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def _print(text: str, stream: Any) -> None:
-    """All of `text`, or OSError. Past the buffer of a standard stream: what that keeps after an
-    error comes up again at exit, which also waits for a thread that is stuck in it."""
+    """All of `text`, or OSError. Not through the buffer of a standard stream: what is left there by
+    an error is written again at exit, which would also wait for a thread that is blocked in it."""
     try:
         stream.flush()
         with open(stream.buffer.fileno(), "wb", closefd=False) as file:
@@ -4002,9 +4018,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     argv: its arguments; None for those of the process. Returns the exit code: 0 after SIGINT or
     SIGTERM, 1 with one line on standard error when it cannot serve, or when --check or --dump finds
-    no good state. Raises SystemExit: 2 for wrong usage, 0 after --help and --version. To serve it
-    has to be called in the main thread. The process is then taken to end with this call: the
-    signals and the log are not given back.
+    no good state, 130 after Ctrl-C before it serves. Raises SystemExit: 2 for wrong usage, 0 after
+    --help and --version. To serve it has to be called in the main thread, and the process should
+    end after it: signal handlers and logging stay as this call has set them.
     """
     parser = _parser()
     options = parser.parse_args(argv)

@@ -261,7 +261,9 @@ def test_an_override_sees_the_prepared_answer_and_its_failure_is_answered():
     class Handler(ph.StatusHandler):
         def respond(self, state):
             if self.path == "/mine":
-                return ph.Response(200, (("Content-Length", "4"),), b"mine")
+                return ph.Response(200, (("Content-Length", "4"), ("ETag", '"my"')), b"mine")
+            if self.path == "/nothing":
+                return None
             if self.path == "/broken":
                 raise RuntimeError("a page of the host")
             assert isinstance(state, ph.Cluster)
@@ -273,14 +275,19 @@ def test_an_override_sees_the_prepared_answer_and_its_failure_is_answered():
     steps = handler.converse()
     next(steps)
 
-    def ask(target):
-        wish = steps.send(b"GET %s HTTP/1.1\r\nHost: test\r\n\r\n" % target)
+    def ask(target, method=b"GET", fields=b""):
+        wish = steps.send(b"%s %s HTTP/1.1\r\nHost: test\r\n%s\r\n" % (method, target, fields))
         if isinstance(wish, ph._Order):
             wish = steps.send(server._pages.wait(wish, ph.time.monotonic() + PATIENCE))
         assert next(steps) is ph._READ
         return wish.head.split(b" ")[1], wish.head.partition(b"\r\n\r\n")[2]
 
     assert ask(b"/mine") == (b"200", b"mine")
-    assert ask(b"/broken")[0] == b"500"
+    assert ask(b"/mine", b"HEAD") == (b"200", b"")
+    assert ask(b"/mine", fields=b'If-None-Match: "my"\r\n') == (b"304", b"")
+    assert ask(b"/mine", fields=b'If-Match: "yours"\r\n')[0] == b"412"
+    assert ask(b"/broken", b"HEAD") == (b"500", b"")
     assert server.counters.last_error == "/broken raised RuntimeError"
+    assert ask(b"/nothing")[0] == b"500"
+    assert server.counters.last_error == "/nothing raised AttributeError"
     assert ask(b"/version")[0] == ask(b"/meta/apps")[0] == b"200"
