@@ -1184,15 +1184,9 @@ def _finish(response: Response, method: str, fields: Mapping[str, str]) -> Respo
 
 
 def respond(
-    state: _State,
-    method: str,
-    target: str,
-    headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
-    *,
-    role: str = "meta",
-    version: str | None = None,
-    git_commit: str | None = None,
-    flat: bool = False,
+    state: _State, method: str, target: str,
+    headers: Mapping[str, str] | Iterable[tuple[str, str]] = (), *, role: str = "meta",
+    version: str | None = None, git_commit: str | None = None, flat: bool = False,
     compress: bool = True,
 ) -> Response:
     """The whole application as one pure function, for WSGI, ASGI, tests and the like.
@@ -2378,20 +2372,10 @@ class StatusServer:
     """
 
     def __init__(
-        self,
-        source: _AnySource = None,
-        *,
-        role: str,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        version: str | None = None,
-        git_commit: str | None = None,
-        flat: bool = False,
-        max_age: float = 0.0,
-        timeout: float = 5.0,
-        max_connections: int | None = None,
-        compress: bool = True,
-        access_log: bool = False,
+        self, source: _AnySource = None, *, role: str, host: str = "127.0.0.1", port: int = 0,
+        version: str | None = None, git_commit: str | None = None, flat: bool = False,
+        max_age: float = 0.0, timeout: float = 5.0, max_connections: int | None = None,
+        compress: bool = True, access_log: bool = False,
     ) -> None:
         settings = _checked_settings(role, version, git_commit, flat, compress)
         if not _check_text(host, "host"):
@@ -2466,10 +2450,9 @@ class StatusServer:
                     loop.thread = threading.Thread(target=loop.run, name=name, daemon=True)
                     loop.thread.start()
                 except RuntimeError as error:
-                    raise RuntimeError(
-                        "the server needs a daemon thread: %s; start it in the main interpreter of "
-                        "a process that may have one more" % error
-                    ) from None
+                    hint = "start it in the main interpreter of a process that may have one more"
+                    text = "the server needs a daemon thread: %s; %s" % (error, hint)
+                    raise RuntimeError(text) from None
                 undo.pop_all()
             pages.worker().keep(alive=True)
             self._loop = loop
@@ -2522,19 +2505,10 @@ class StatusServer:
 
 
 def start(
-    source: _AnySource = None,
-    *,
-    role: str,
-    host: str = "127.0.0.1",
-    port: int = 0,
-    version: str | None = None,
-    git_commit: str | None = None,
-    flat: bool = False,
-    max_age: float = 0.0,
-    timeout: float = 5.0,
-    max_connections: int | None = None,
-    compress: bool = True,
-    access_log: bool = False,
+    source: _AnySource = None, *, role: str, host: str = "127.0.0.1", port: int = 0,
+    version: str | None = None, git_commit: str | None = None, flat: bool = False,
+    max_age: float = 0.0, timeout: float = 5.0, max_connections: int | None = None,
+    compress: bool = True, access_log: bool = False,
 ) -> StatusServer:
     """Make a `StatusServer` of these arguments and start it; raises what its `start` raises."""
     server = StatusServer(
@@ -2660,10 +2634,8 @@ def _load_cluster(data: bytes, name: str, before: Sequence[App] = ()) -> Cluster
             raise ValueError("larger than %d bytes, the most that is read" % _STATE_BYTES)
         if not data or data.isspace():
             raise ValueError("empty; --dump prints what belongs there")
-        value = json.loads(
-            data.decode().lstrip("\ufeff"),  # a byte order mark is fine
-            object_pairs_hook=functools.partial(_pairs_to_object, known),
-        )
+        text = data.decode().lstrip("\ufeff")  # a byte order mark is fine
+        value = json.loads(text, object_pairs_hook=functools.partial(_pairs_to_object, known))
         return _cluster_from_json(value, before)
     except RecursionError:
         fault = "nested too deeply to be a state"
