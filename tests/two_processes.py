@@ -52,11 +52,12 @@ def run_files(session, files, numbers, reports):
 
 
 def pytest_runtestloop(session):
+    """Called by pytest to run the tests that it has collected; None leaves that to its own loop."""
     config = session.config
     files = [list(items) for _, items in itertools.groupby(session.items, lambda i: i.fspath)]
     in_one = config.option.capture == "no" or config.option.usepdb or config.option.collectonly
     if len(files) < 2 or in_one or session.testsfailed or not hasattr(os, "fork"):
-        return None  # pytest's own loop
+        return None
     # What the processes share is made now and removed by the first.
     support.bytecode_folder()
     config._tmp_path_factory.getbasetemp()
